@@ -3,8 +3,9 @@
     manifests/corpora/smoke.toml   a corpus: which sources, which rules         -> Corpus
     manifests/sources/cc3m.toml    a source: its files, licence, expected rows  -> Source
 
-Every corpus key is semantic (it decides which bytes come out) or operational (how fast, where from). The semantic ones
-make the fingerprint that every finished file carries, so an output is never half one definition and half another.
+Every corpus key is semantic (it decides which bytes come out) or operational (how fast, where from). The
+semantic ones make the fingerprint that every finished file carries, so an output is never half one definition
+and half another.
 """
 
 import difflib
@@ -18,7 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pmd.errors import BadRequest
 
-SOURCES = ("coco", "sbu", "localized_narratives", "cc3m", "visual_genome", "wit", "cc12m", "redcaps", "yfcc100m", "table")
+SourceName = Literal[
+    "coco",
+    "sbu",
+    "localized_narratives",
+    "cc3m",
+    "visual_genome",
+    "wit",
+    "cc12m",
+    "redcaps",
+    "yfcc100m",
+    "table",
+]
 
 # A key's class travels with its type; tests check that every key has one.
 SEMANTIC, OPERATIONAL = "semantic", "operational"
@@ -44,15 +56,18 @@ class SourceSpec(Section):
 class ShardSpec(Section):
     """[shard]"""
 
-    images: Annotated[int, SEMANTIC, Field(gt=0)] = 10_000  # images planned for a shard; fewer arrive
+    # Images planned for a shard; those the web has lost are missing from it.
+    images: Annotated[int, SEMANTIC, Field(gt=0)] = 10_000
 
 
 class TextSpec(Section):
     """[text]: which captions are kept, after cleaning."""
 
-    min_words: Annotated[int, SEMANTIC, Field(ge=1)] = 1  # white-space separated
+    # Words are what white space separates.
+    min_words: Annotated[int, SEMANTIC, Field(ge=1)] = 1
     max_chars: Annotated[int, SEMANTIC, Field(ge=1)] = 10_000
-    languages: Annotated[tuple[str, ...], SEMANTIC] = ()  # ISO 639-1 codes; empty: any language, nothing is detected
+    # ISO 639-1 codes. Empty: any language, and nothing is detected.
+    languages: Annotated[tuple[str, ...], SEMANTIC] = ()
     detector: Annotated[Literal["langdetect"], SEMANTIC] = "langdetect"
 
 
@@ -60,39 +75,55 @@ class ImageSpec(Section):
     """[image]: how a picture is stored, and which pictures are kept."""
 
     resize_mode: Annotated[Literal["no", "keep_ratio", "keep_ratio_largest"], SEMANTIC] = "keep_ratio"
-    image_size: Annotated[int, SEMANTIC, Field(ge=1, le=16_384)] = 256  # px: shorter side (keep_ratio), longer (keep_ratio_largest)
-    only_if_bigger: Annotated[bool, SEMANTIC] = True  # never enlarge
-    quality: Annotated[int, SEMANTIC, Field(ge=1, le=100)] = 95  # JPEG
-    min_side: Annotated[int, SEMANTIC, Field(ge=0)] = 0  # px of the served image; smaller is dropped
-    max_aspect: Annotated[float, SEMANTIC, Field(ge=1)] = 20.0  # longer side over shorter side; more is dropped
-    max_pixels: Annotated[int, SEMANTIC, Field(ge=1)] = 64_000_000  # of the served image, read from its header before decoding
+    # px: the shorter side (keep_ratio) or the longer one (keep_ratio_largest).
+    image_size: Annotated[int, SEMANTIC, Field(ge=1, le=16_384)] = 256
+    only_if_bigger: Annotated[bool, SEMANTIC] = True
+    # Of the stored JPEG.
+    quality: Annotated[int, SEMANTIC, Field(ge=1, le=100)] = 95
+    # The last three are of the served image. px of its shorter side; less is dropped.
+    min_side: Annotated[int, SEMANTIC, Field(ge=0)] = 0
+    # Longer side over shorter side; more is dropped.
+    max_aspect: Annotated[float, SEMANTIC, Field(ge=1)] = 20.0
+    # Read from its header: an image of more is never decoded.
+    max_pixels: Annotated[int, SEMANTIC, Field(ge=1)] = 64_000_000
 
 
 class FetchSpec(Section):
     """[fetch]: how the web is asked."""
 
-    timeout_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 30.0  # one image: name, connection, every redirect, last byte
-    retries: Annotated[int, OPERATIONAL, Field(ge=0)] = 2  # more tries after a transient failure
-    connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 64  # open at a time, per worker
-    per_host_connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 8  # per worker
-    user_agent: Annotated[str, OPERATIONAL] = "pmd/0.1 (+https://example.org/pmd; image-text corpus builder)"
-    connect_to: Annotated[dict[str, str], OPERATIONAL] = {}  # host (or "*") -> "address:port", as curl --connect-to
-    allow_private: Annotated[tuple[str, ...], OPERATIONAL] = ()  # networks ("10.0.0.0/8") that may be connected to
-    ca_file: Annotated[str | None, OPERATIONAL] = None  # PEM; instead of the system's certificate authorities
-    max_bytes: Annotated[int, SEMANTIC, Field(gt=0)] = 20_000_000  # of one image as served
+    # One try at one image: name, connection, every redirect, last byte.
+    timeout_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 30.0
+    # More tries after a transient failure.
+    retries: Annotated[int, OPERATIONAL, Field(ge=0)] = 2
+    # Open at a time, in each worker; and of these, to one host.
+    connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 64
+    per_host_connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 8
+    user_agent: Annotated[str, OPERATIONAL] = "pmd/0.1 (image-text corpus builder)"
+    # host, host:port, * or *:port -> address:port, as curl --connect-to.
+    connect_to: Annotated[dict[str, str], OPERATIONAL] = {}
+    # Networks ("10.0.0.0/8") that may be connected to although they are not public.
+    allow_private: Annotated[tuple[str, ...], OPERATIONAL] = ()
+    # PEM; instead of the system's certificate authorities.
+    ca_file: Annotated[str | None, OPERATIONAL] = None
+    # Of one image as served.
+    max_bytes: Annotated[int, SEMANTIC, Field(gt=0)] = 20_000_000
 
 
 class Corpus(Section):
     """A corpus file, resolved."""
 
     name: Annotated[str, SEMANTIC, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    sources: Annotated[tuple[Literal[SOURCES], ...], SEMANTIC, Field(min_length=1)]  # type: ignore[valid-type]
+    sources: Annotated[tuple[SourceName, ...], SEMANTIC, Field(min_length=1)]
     seed: Annotated[int, SEMANTIC] = 0
-    source: Annotated[dict[Literal[SOURCES], SourceSpec], SEMANTIC] = {}  # type: ignore[valid-type]
+    source: Annotated[dict[SourceName, SourceSpec], SEMANTIC] = {}
     shard: Annotated[ShardSpec, SEMANTIC] = ShardSpec()
     text: Annotated[TextSpec, SEMANTIC] = TextSpec()
     image: Annotated[ImageSpec, SEMANTIC] = ImageSpec()
     fetch: Annotated[FetchSpec, SEMANTIC] = FetchSpec()
+
+    def source_spec(self, name: str) -> SourceSpec:
+        """[source.NAME], or its defaults."""
+        return next((spec for source, spec in self.source.items() if source == name), SourceSpec())
 
     def definition(self) -> dict[str, Any]:
         """The semantic keys alone, as plain JSON values: what the fingerprint is made of."""
@@ -120,7 +151,8 @@ def fingerprint(value: Any) -> str:
 def load_corpus(path: str | Path) -> Corpus:
     """Read a corpus file (TOML), or one of ours by its name ("smoke").
 
-    Relative `files` and `ca_file` are taken from the folder of the corpus file. Raises BadRequest with every fault found.
+    Relative `files` and `ca_file` are taken from the folder of the corpus file. Raises BadRequest with every
+    fault found.
     """
     file = find_manifest("corpora", str(path))
     corpus = parse_corpus(_read_toml(file), where=str(file))
@@ -142,7 +174,7 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
         raise BadRequest(f"{where}: " + "; ".join(_fault(Corpus, item) for item in error.errors())) from None
     strangers = [name for name in corpus.source if name not in corpus.sources]
     if strangers:
-        raise BadRequest(f"{where}: [source.{strangers[0]}] is described, but sources does not list {strangers[0]!r}; add it there")
+        raise BadRequest(f"{where}: [source.{strangers[0]}] is described, but sources does not list it")
     if len(set(corpus.sources)) != len(corpus.sources):
         raise BadRequest(f"{where}: sources names a source twice: {', '.join(corpus.sources)}")
     return corpus
@@ -157,7 +189,9 @@ def find_manifest(kind: Literal["corpora", "sources"], name: str) -> Path:
     if path.suffix == "" and len(path.parts) == 1 and (shipped / f"{name}.toml").is_file():
         return shipped / f"{name}.toml"
     ours = sorted(file.stem for file in shipped.glob("*.toml"))
-    raise BadRequest(f"{name}: no such file, and no {kind} manifest of that name; ours are: {', '.join(ours) or 'none'}")
+    raise BadRequest(
+        f"{name}: no such file, and no {kind} manifest of that name; ours are: {', '.join(ours) or 'none'}"
+    )
 
 
 def manifest_folder() -> Path:
@@ -214,7 +248,7 @@ class AnnotationFile(Section):
 class Source(Section):
     """manifests/sources/NAME.toml: what is published, under which terms, and what to expect of it."""
 
-    name: Literal[SOURCES]  # type: ignore[valid-type]
+    name: SourceName
     title: str
     homepage: str
     license: str  # of the annotations: SPDX id, or the publisher's words where there is none

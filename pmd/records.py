@@ -3,11 +3,12 @@
     annotation row --reader--> Record (one image, its captions)     or  Rejected (no record could be made)
     Record --plan, download, filter--> kept, or dropped for one Reason
 
-A *row* is one line, element or caption of an annotation file. A *record* is one image; several rows may meet in it.
-Every row ends in exactly one outcome: kept, or a Reason of the closed list below.
+A *row* is one line, element or caption of an annotation file. A *record* is one image; several rows may meet
+in it. Every row ends in exactly one outcome: kept, or a Reason of the closed list below.
 """
 
 import hashlib
+import json
 import re
 from enum import StrEnum
 from typing import NamedTuple
@@ -86,7 +87,9 @@ class Caption(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One image with captions, as a reader yields it. A reader may yield an image again: plan joins equal keys."""
+    """One image with captions, as a reader yields it. A reader may yield an image again: plan joins equal
+    keys.
+    """
 
     key: str
     url: str
@@ -121,6 +124,14 @@ def url_key(source: str, url: str) -> str:
     return f"{source}-{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
+def meta_json(**values: str | int | None) -> str:
+    """`meta` of a record: those of the values that the source gives, as JSON with sorted keys."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return json.dumps(given, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def key_hash(key: str) -> int:
-    """Where a key goes: an unsigned 64-bit number. Its shard is `key_hash(key) % shards`, its place there the order of hashes."""
+    """Where a key goes: an unsigned 64-bit number. Its shard is `key_hash(key) % shards`, its place there the
+    order of hashes.
+    """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

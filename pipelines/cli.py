@@ -1,0 +1,266 @@
+"""`pmd`: the command line of the pipeline. Results go to stdout, everything else to stderr."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from pipelines import show as showing
+from pipelines.build import STAGES, as_json, build
+from pipelines.job import Job, open_job
+from pipelines.lock import lock
+from pipelines.progress import Progress
+from pipelines.run import Where
+from pipelines.status import open_output, status
+from pipelines.verify import verify
+from pmd.errors import PmdError, Stopped
+from pmd.lock import Lock
+from pmd.manifest import load_corpus, load_source, manifest_folder
+from pmd.report.table import corpus_table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Build image-text corpora of WebDataset shards from published annotation files.",
+)
+
+CorpusFile = Annotated[
+    str, typer.Argument(metavar="CORPUS", help="A corpus file (TOML), or the name of one of ours.")
+]
+Output = Annotated[
+    str, typer.Argument(metavar="DIR", help="The output of a build: a folder, or a URL such as s3://...")
+]
+Out = Annotated[str, typer.Option("--out", help="Where the corpus goes: a folder, or a URL such as s3://...")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="SOURCE", help="This source alone; may be repeated.")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Read this many rows of each annotation file, no more.")
+]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", help="Ray workers to start on this machine. [default: one a core]")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="Join this Ray cluster instead.")
+]
+Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, without Ray.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="With an error, also where it arose.")]
+
+# The word of each command, for `pmd --help`.
+STAGE_HELP = {
+    "pin": "Find the annotation files and pin their sha256.",
+    "plan": "Read the annotation files into numbered plan files.",
+    "download": "Fetch, check, shrink and hash the images of each plan file.",
+    "filter": "Judge every fetched row by the corpus file's rules.",
+    "shard": "Write the kept samples as tars, each with its index.",
+}
+
+
+def _stage_command(name: str, stage: Callable[[Job], None]) -> None:
+    @app.command(name, help=STAGE_HELP[name])
+    def command(
+        corpus: CorpusFile,
+        out: Out,
+        only: Only = None,
+        limit: Limit = None,
+        workers: WorkerCount = None,
+        ray: RayAddress = None,
+        inline: Inline = False,
+        as_json: AsJson = False,
+        verbose: Verbose = False,
+    ) -> None:
+        where = Where(workers, ray, inline)
+        with open_job(
+            load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
+        ) as job:
+            stage(job)
+        if as_json:
+            _print_json({"ok": True, "requests": job.requests, "files_written": job.written()})
+
+
+for _name, _stage in STAGES.items():
+    _stage_command(_name, _stage)
+
+
+@app.command("lock", help="Hash and count a finished build: its identity in one line.")
+def lock_command(
+    corpus: CorpusFile,
+    out: Out,
+    only: Only = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    where = Where(inline=True)
+    with open_job(
+        load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
+    ) as job:
+        _tell_corpus(job, lock(job), as_json=as_json)
+
+
+@app.command("build", help="All stages, pin to lock, going on wherever an earlier run stopped.")
+def build_command(
+    corpus: CorpusFile,
+    out: Out,
+    only: Only = None,
+    limit: Limit = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    inline: Inline = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    where = Where(workers, ray, inline)
+    with open_job(
+        load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
+    ) as job:
+        _tell_corpus(job, build(job), as_json=as_json)
+
+
+def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:
+    told = as_json_of(job, made)
+    if as_json:
+        _print_json(told)
+        return
+    _print_table(told["sources"], title=f"{made.name} in {job.store.root}")
+    print(f"root {made.root}   ({told['requests']:,} requests, {told['files_written']:,} files written)")
+
+
+as_json_of = as_json
+
+
+@app.command("status", help="How far an output is.")
+def status_command(output: Output, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    store = open_output(output)
+    found = status(store)
+    told = found.as_json()
+    if as_json:
+        _print_json(told)
+        return
+    _print_table(told["sources"], title=f"{found.name} in {store.root}")
+    for name, source in found.sources.items():
+        files = ", ".join(f"{stage} {count}/{source.tasks}" for stage, count in source.finished.items())
+        print(f"{name}: {files}" if source.planned else f"{name}: not planned yet")
+    print(f"root {found.root}" if found.root else "not locked yet")
+
+
+@app.command("verify", help="Check every byte of a corpus against its lock.")
+def verify_command(
+    output: Output,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads. [default: one a core]")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    store = open_output(output)
+    found = verify(store, threads=workers or os.cpu_count() or 1)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        for bad in found.bad:
+            print(f"{bad.path}: " + (f"{bad.sample}: " if bad.sample else "") + bad.why)
+        print(
+            f"{found.files:,} files, {len(found.bad):,} faults"
+            if found.bad
+            else f"{found.files:,} files, all as locked"
+        )
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command("show", help="Look at samples: some here and there, or those of the keys given.")
+def show_command(
+    output: Output,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...")] = None,
+    only: Only = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many, when no keys are given.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another choice.")] = 0,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="Pictures in a row of the sheet.")] = 6,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    store = open_output(output)
+    if keys:
+        samples = list(showing.find(store, keys))
+    else:
+        samples = showing.choose(store, only=only or (), count=count, seed=seed)
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        sheet.write_bytes(showing.sheet(store, samples, columns=columns))
+        print(f"wrote {sheet}", file=sys.stderr)
+    if as_json:
+        _print_json({"ok": True, "samples": [{"shard": sample.shard} | sample.row for sample in samples]})
+    elif sheet is None:
+        for sample in samples:
+            print(showing.describe(sample))
+
+
+@app.command("sources", help="The datasets that can be read, and their terms.")
+def sources_command(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    sources = [load_source(path.stem) for path in sorted((manifest_folder() / "sources").glob("*.toml"))]
+    if as_json:
+        _print_json({"ok": True, "sources": {source.name: source.model_dump() for source in sources}})
+        return
+    for source in sources:
+        rows = f"{source.rows:,} rows" if source.rows else "rows not published"
+        print(f"{source.name}: {source.title}, {rows}")
+        print(f"  annotations {source.license}; images: {source.image_license}")
+        for file in source.file:
+            print(f"  {file.url}")
+
+
+@app.callback(invoke_without_command=True)
+def _top(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        print(f"pmd {version('pmd-flava')}")
+        raise typer.Exit(0)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _print_table(sources: dict[str, Any], *, title: str) -> None:
+    Console(highlight=False).print(corpus_table(sources, title=title))
+
+
+def main() -> None:
+    """The console script: runs a command, turns its errors into a message and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """One command line; returns its exit code. See the table of exit codes in README.md."""
+    as_json = "--json" in arguments
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="pmd", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return _failed(2, error.format_message(), as_json)
+    except PmdError as error:
+        if {"-v", "--verbose"} & {*arguments}:
+            traceback.print_exc()
+        print(f"pmd: {error}", file=sys.stderr)
+        return _failed(error.exit_code, str(error), as_json)
+    except (KeyboardInterrupt, click.Abort):
+        message = "stopped by a signal; run the same line again to go on from here"
+        print(f"pmd: {message}", file=sys.stderr)
+        return _failed(Stopped.exit_code, message, as_json)
+
+
+def _failed(code: int, message: str, as_json: bool) -> int:
+    if as_json:
+        _print_json({"ok": False, "error": message, "exit": code})
+    return code

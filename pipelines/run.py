@@ -1,0 +1,257 @@
+"""Tasks on workers: this module alone knows Ray.
+
+    with workers(Where(count=2)) as pool:
+        for done in pool.run(function, tasks, heard=progress.hear):
+            done.task, done.value or done.error
+
+A task is a small picklable value that names files; its function reads and writes files of the output and
+returns counts. Image bytes never pass through here. A function may be run twice for one task (a worker was
+killed, a run was resumed) and must leave the same files. So many tasks are in flight as keep the workers busy
+and no more; results are taken as they come; a task that fails is tried again, and after ATTEMPTS it is
+reported with its error, never dropped.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pmd.errors import BadRequest, PmdError
+
+ATTEMPTS = 3
+RAY_FLOOR = (2, 56)  # older ones run code from a hostile tar or Parquet file, or lack token authentication
+LISTEN_S = 0.25  # how often the driver looks up from waiting
+
+Tell = Callable[[Any], None]  # a running task's word on how far it is, for the progress display
+Function = Callable[[Any, Tell], Any]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which workers: so many on this machine, a Ray cluster's, or this very process."""
+
+    count: int | None = None
+    ray: str | None = None
+    inline: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.count is not None) + (self.ray is not None) + self.inline > 1:
+            raise BadRequest("--workers, --ray and --inline exclude each other; give one of them")
+        if self.count is not None and self.count < 1:
+            raise BadRequest(f"--workers {self.count}: at least 1 is needed; --inline runs without workers")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of one task: its value, or the error of its last attempt."""
+
+    task: Any
+    value: Any = None
+    error: str | None = None
+
+
+class Workers(Protocol):
+    def run(
+        self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
+    ) -> Iterator[Done]:
+        """Run a function over tasks; yields each task's end, in order of arrival.
+
+        heard(task, word) is called with what running tasks tell of themselves; heard(task, None) takes it
+        back, when a task is begun anew.
+        """
+        ...
+
+
+@contextlib.contextmanager
+def workers(where: Where) -> Generator[Workers]:
+    """The workers that a command line asks for, for the time of the block."""
+    if where.inline:
+        with _stopping_on_signals():
+            yield Inline()
+        return
+    _start_ray(where)
+    try:
+        # After ray.init, which installs a handler of its own.
+        with _stopping_on_signals():
+            yield OnRay()
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came. A KeyboardInterrupt: no `except Exception` and no event loop keeps it."""
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Generator[None]:
+    def stop(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Inline:
+    """One task after the other in this process: for debugging, and for machines without Ray."""
+
+    def run(
+        self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
+    ) -> Iterator[Done]:
+        for task in tasks:
+            for attempt in range(1, ATTEMPTS + 1):
+                heard(task, None)
+                try:
+                    yield Done(task, value=function(task, lambda word, task=task: heard(task, word)))
+                    break
+                except Exception as error:
+                    if _is_final(error) or attempt == ATTEMPTS:
+                        yield Done(task, error=_told(error))
+                        break
+
+
+class OnRay:
+    """Tasks on the workers of a Ray that runs already."""
+
+    def __init__(self) -> None:
+        import ray
+        import ray.exceptions
+
+        self._ray = ray
+        # What running tasks tell goes through one small actor; losing it costs the display some numbers, no
+        # more.
+        board: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board)
+        self._board = board.remote()
+        self._bound = (
+            int(ray.cluster_resources().get("CPU", 1)) + 2
+        )  # two wait at hand, so that no worker does
+
+    def run(
+        self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
+    ) -> Iterator[Done]:
+        ray = self._ray
+        call: Any = ray.remote(num_cpus=1, max_retries=0)(_call)  # we count attempts ourselves
+        waiting = enumerate(tasks)
+        flying: dict[Any, tuple[int, Any, int]] = {}  # reference -> (number, task, attempt)
+        by_number: dict[int, Any] = {}
+
+        def launch(number: int, task: Any, attempt: int) -> None:
+            by_number[number] = task
+            flying[call.remote(function, task, self._board, number)] = (number, task, attempt)
+
+        try:
+            while True:
+                while len(flying) < self._bound and (entry := next(waiting, None)) is not None:
+                    launch(*entry, 1)
+                if not flying:
+                    return
+                ready, _ = ray.wait([*flying], num_returns=1, timeout=LISTEN_S)
+                for number, word in self._words():
+                    if number in by_number:
+                        heard(by_number[number], word)
+                for reference in ready:
+                    number, task, attempt = flying.pop(reference)
+                    try:
+                        done = Done(task, value=ray.get(reference))
+                    except ray.exceptions.RayTaskError as error:
+                        cause = error.cause if isinstance(error.cause, Exception) else error
+                        done = Done(task, error=_told(cause))
+                        final = _is_final(cause)
+                    except ray.exceptions.RayError as error:
+                        done = Done(task, error=f"its worker died: {str(error).splitlines()[0]}")
+                        final = False
+                    else:
+                        final = True
+                    del by_number[number]
+                    if final or attempt == ATTEMPTS:
+                        yield done
+                    else:
+                        heard(task, None)
+                        launch(number, task, attempt + 1)
+        finally:
+            for reference in flying:
+                ray.cancel(reference, force=True)
+
+    def _words(self) -> list[tuple[int, Any]]:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            return self._ray.get(self._board.take.remote(), timeout=1)
+        return []
+
+
+def _call(function: Function, task: Any, board: Any, number: int) -> Any:
+    return function(task, lambda word: board.put.remote(number, word))
+
+
+class _Board:
+    """The newest word of each running task, until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, Any] = {}
+
+    def put(self, number: int, word: Any) -> None:
+        self._words[number] = word
+
+    def take(self) -> list[tuple[int, Any]]:
+        taken, self._words = [*self._words.items()], {}
+        return taken
+
+
+def _is_final(error: Exception) -> bool:
+    """Our own errors say that the world is wrong: another try would find it the same."""
+    return isinstance(error, PmdError)
+
+
+def _told(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, PmdError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)
+    at = f" ({where[-1].filename}:{where[-1].lineno})" if where else ""
+    return f"{type(error).__name__}: {error}{at}"
+
+
+def _start_ray(where: Where) -> None:
+    """Join a cluster, or start a Ray of our own: no dashboard, loopback only, and nobody joins it without its
+    token.
+    """
+    if where.ray is None:
+        # Read when ray is imported. Its name is history: it makes a node listen on 127.0.0.1 instead of all
+        # addresses.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its new default, without the warning
+    try:
+        import ray
+    except ImportError as error:
+        raise BadRequest(f"Ray does not load ({error}); reinstall it, or use --inline") from None
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < RAY_FLOOR:
+        raise BadRequest(
+            f"Ray {ray.__version__} has known holes; install at least {'.'.join(map(str, RAY_FLOOR))}"
+        )
+    common = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
+    if where.ray is not None:
+        try:
+            ray.init(address=where.ray, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BadRequest(f"--ray {where.ray}: {error}") from None
+        return
+    ray.init(
+        num_cpus=where.count or os.cpu_count() or 1,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,  # holds counts and names only
+        _temp_dir=tempfile.gettempdir() + "/ray",
+        **common,
+    )

@@ -1,0 +1,99 @@
+"""shard: the survivors of one raw tar, in canonical order, with all their captions.
+
+    plan + raw + filter 00042 --> shards/<source>/00042.tar, then shards/<source>/00042.parquet
+
+No file depends on another number's, so a shard is rebuilt alone, by anybody, with the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.filter import judged_raw
+from pipelines.job import Job, Task, finished, numbered
+from pipelines.run import Tell
+from pmd.errors import Damaged
+from pmd.shards import write_shard
+from pmd.storage import Store
+
+
+def shard(job: Job) -> None:
+    """Write every shard of this run's sources that is not written."""
+    tasks: list[Task] = []
+    totals: dict[str, int] = {}
+    for source in job.sources:
+        todo = [
+            job.task(source, number)
+            for number in range(job.shards(source))
+            if not finished(job.store, numbered("shards", source, number), job.fingerprint(source))
+        ]
+        totals[source] = len(todo)
+        tasks += todo
+    with job.progress.stage("shard", totals, unit="shards"):
+        for _ in job.run(write_one, tasks):
+            pass
+
+
+def write_one(task: Task, tell: Tell) -> dict[str, Any]:
+    """Write one shard and its index."""
+    store = Store(task.root)
+    tables = {stage: _read(store, task.name(stage)) for stage in ("plan", "raw", "filter")}
+    if judged_raw(tables["filter"]) != judged_raw(tables["raw"]):
+        store.remove(task.name("filter"))
+        raise Damaged(
+            f"{task.name('filter')} judges an earlier download; run the same line again to judge anew"
+        )
+    records = _with_verdicts(**tables)
+    with store.reading(task.name("raw", "tar")) as raw_tar, open(raw_tar, "rb") as file:
+        stored = _stored_images(file, records, where=task.name("raw", "tar"))
+        try:
+            # Left in reverse order: the tar is published first, the index last.
+            with (
+                store.writing(task.name("shards")) as index,
+                store.writing(task.name("shards", "tar")) as tar,
+            ):
+                done = write_shard(tar, index, records=records, images=stored, fingerprint=task.fingerprint)
+        except Damaged:
+            # The raw pair is of no more use; without its index it counts as not fetched.
+            store.remove(task.name("raw"))
+            store.remove(task.name("filter"))
+            raise
+    return {"published": store.published, "tick": {"done": 1}, "images": done.counts.images}
+
+
+def _read(store: Store, name: str) -> pa.Table:
+    with store.reading(name) as path:
+        return pq.read_table(path)
+
+
+def _with_verdicts(*, plan: pa.Table, raw: pa.Table, filter: pa.Table) -> pa.Table:
+    """The plan's and the raw index's columns, with the filter's word in status and reason."""
+    assert plan["key"] == filter["key"], "one verdict a record, in the plan's order"
+    status = [
+        "filtered" if status == "success" and not kept else status
+        for status, kept in zip(raw["status"].to_pylist(), filter["kept"].to_pylist(), strict=True)
+    ]
+    columns = {name: plan[name] for name in plan.column_names} | {
+        name: raw[name] for name in raw.column_names
+    }
+    return pa.table(columns | {"status": pa.array(status, pa.string()), "reason": filter["reason"]})
+
+
+def _stored_images(file: BinaryIO, records: pa.Table, *, where: str) -> Iterator[bytes | None]:
+    """Each kept record's image from the raw tar, checked; None for the others."""
+    columns = [records[name].to_pylist() for name in ("status", "key", "offset", "size", "stored_sha256")]
+    for status, key, offset, size, sha256 in zip(*columns, strict=True):
+        if status != "success":
+            yield None
+            continue
+        file.seek(offset)
+        image = file.read(size)
+        if hashlib.sha256(image).hexdigest() != sha256:
+            raise Damaged(
+                f"{where}: the image of {key} is not what was stored; "
+                "run the same line again to fetch it anew"
+            )
+        yield image

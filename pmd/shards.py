@@ -1,0 +1,257 @@
+"""Shards: tars of samples with an index beside each. Written once, in one canonical form; read by anybody's
+tools.
+
+    00042.tar       <key>.jpg <key>.json <key>.txt   <key>.jpg <key>.json <key>.txt   ...   zeros
+    00042.parquet   one row per planned record, kept or not; the kept ones say where in the tar they lie
+
+Samples lie in the order of key_hash(key), so a shard is a shuffled sample of its source and its bytes do not
+depend on who built it, in what order images arrived, or how often the build was killed. The tar is plain
+ustar with every changeable field fixed (time 0, owner 0, mode 0644): `webdataset`, `datasets`, GNU tar and
+`tarfile` read it alike.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+
+from pmd.tables import INDEX, Counts, Footer, count_rows, write_table
+
+BLOCK = 512
+RECORD = 20 * BLOCK  # tars are padded to whole records, as GNU tar and `tarfile` write them
+COPY = 1 << 20
+
+# Tars
+
+
+class TarWriter:
+    """An append-only canonical ustar file that hashes itself as it grows.
+
+    The standard library's `tarfile` writes the same bytes (a test compares them) at a quarter of the speed,
+    which is what sharding is made of.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb", buffering=COPY)  # noqa: SIM115 (closed by close)
+        self._hash = hashlib.sha256()
+        self._at = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member; returns the offset of its first data byte."""
+        self._write(tar_header(name, len(data)))
+        offset = self._at
+        self._write(data)
+        if len(data) % BLOCK:
+            self._write(bytes(BLOCK - len(data) % BLOCK))
+        return offset
+
+    def close(self) -> tuple[str, int]:
+        """Write the end of the archive; returns (sha256, size) of the file."""
+        end = self._at + 2 * BLOCK
+        self._write(bytes(-(-end // RECORD) * RECORD - self._at))
+        self._file.close()
+        return self._hash.hexdigest(), self._at
+
+    def abandon(self) -> None:
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._at += len(data)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """One 512-byte ustar header (POSIX.1-1988) of a regular file: mode 0644, owner 0, time 0."""
+    encoded = name.encode("ascii")
+    assert len(encoded) <= 100 and size < 8**11, (name, size)
+    octal = b"%011o" % size
+    # A header's checksum is the sum of its bytes; all but name and size are the same in every header.
+    checksum = b"%06o" % (_FIXED_SUM + sum(encoded) + sum(octal))
+    return b"".join((encoded.ljust(100, b"\0"), _OWNER, octal, _TIME, checksum, _REST))
+
+
+_OWNER = b"0000644\x000000000\x000000000\0"  # mode, uid, gid
+_TIME = b"\x0000000000000\0"  # the size's end mark, mtime
+_REST = (
+    b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 155 + 12)
+)  # type 0: a regular file; no link, no names, no prefix
+_FIXED_SUM = (
+    sum(_OWNER) + sum(_TIME) + sum(_REST) - ord(" ") + 8 * ord(" ")
+)  # the checksum field counts as eight spaces
+
+
+class Member(NamedTuple):
+    name: str
+    offset: int  # of the data
+    size: int
+
+
+def members(file: BinaryIO) -> Iterator[Member]:
+    """The members of a tar, strictly: anything but plain files with right checksums is a ValueError naming
+    the offset.
+    """
+    at = 0
+    while True:
+        file.seek(at)
+        header = file.read(BLOCK)
+        if len(header) < BLOCK:
+            raise ValueError(f"byte {at}: the archive ends without its end mark")
+        if header == bytes(BLOCK):
+            return
+        name = header[:100].split(b"\0", 1)[0]
+        try:
+            size = int(header[124:135], 8)
+            ours = tar_header(name.decode("ascii"), size)
+        except (ValueError, AssertionError):
+            raise ValueError(f"byte {at}: not a header of ours") from None
+        if ours != header:
+            raise ValueError(f"byte {at}: not a header of ours")
+        yield Member(name.decode("ascii"), at + BLOCK, size)
+        at += BLOCK + -(-size // BLOCK) * BLOCK
+
+
+# Shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a finished shard's index says of it, without reading the rows."""
+
+    fingerprint: str
+    tar_sha256: str
+    tar_size: int
+    counts: Counts
+
+    def facts(self) -> dict[str, Any]:
+        counts = asdict(self.counts) | {"dropped": dict(self.counts.dropped)}
+        return {"tar_sha256": self.tar_sha256, "tar_size": self.tar_size, "counts": counts}
+
+
+def write_shard(
+    tar: Path, index: Path, *, records: pa.Table, images: Iterable[bytes | None], fingerprint: str
+) -> Shard:
+    """Write one shard: the kept records' samples, then the index of all records.
+
+    records: the INDEX columns but `caption`, in canonical order; a record whose status is "success" is kept.
+    images: one entry a record: its JPEG, or None where the record is not kept.
+    """
+    offsets: list[int | None] = []
+    sizes: list[int | None] = []
+    captions: list[str | None] = []
+    writer = TarWriter(tar)
+    try:
+        for sample, image in zip(sample_texts(records), images, strict=True):
+            if sample is None or image is None:
+                assert sample is None and image is None, "an image for each kept record, and for no other"
+                offsets.append(None)
+                sizes.append(None)
+                captions.append(None)
+                continue
+            offsets.append(writer.add(f"{sample.key}.jpg", image))
+            sizes.append(len(image))
+            writer.add(f"{sample.key}.json", sample.json)
+            writer.add(f"{sample.key}.txt", sample.caption.encode())
+            captions.append(sample.caption)
+        sha256, size = writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    columns: dict[str, Any] = {name: records[name] for name in INDEX.names if name in records.column_names}
+    columns |= {
+        "caption": pa.array(captions, pa.string()),
+        "offset": pa.array(offsets, pa.int64()),
+        "size": pa.array(sizes, pa.int64()),
+    }
+    table = pa.table([columns[name] for name in INDEX.names], schema=INDEX)
+    shard = Shard(fingerprint, sha256, size, count_rows(table))
+    write_table(index, table, fingerprint=fingerprint, facts=shard.facts())
+    return shard
+
+
+class SampleText(NamedTuple):
+    """What follows from an index row alone: the text members of its sample."""
+
+    key: str
+    json: bytes
+    caption: str
+
+
+def sample_texts(records: pa.Table) -> Iterator[SampleText | None]:
+    """One entry a record: its text members, or None where it is not kept."""
+    columns = [cast("list[Any]", records[name].to_pylist()) for name in ("status", "captions", *_TOLD)]
+    for status, captions, *told in zip(*columns, strict=True):
+        if status != "success":
+            yield None
+            continue
+        kept = [caption for caption in captions if caption["reason"] is None]
+        sample: dict[str, Any] = dict(zip(_TOLD, told, strict=True))
+        sample["captions"] = [{"box": item["box"], "id": item["id"], "text": item["text"]} for item in kept]
+        yield SampleText(sample["key"], _encode(sample).encode(), kept[0]["text"])
+
+
+# The index columns that go into a sample's .json beside its captions.
+_TOLD = (
+    *("key", "source", "url", "license", "license_url", "attribution", "meta", "sha256", "mime"),
+    *("width", "height", "original_width", "original_height"),
+)
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
+
+def read_shard(footer: Footer) -> Shard:
+    """What a shard's index says of it; ValueError if it is not the index of a shard."""
+    try:
+        facts = footer.facts
+        counts = facts["counts"] | {"dropped": tuple(sorted(facts["counts"]["dropped"].items()))}
+        return Shard(str(footer.fingerprint), facts["tar_sha256"], facts["tar_size"], Counts(**counts))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its footer does not describe a shard: {error!r}") from None
+
+
+# Checking
+
+
+class Fault(NamedTuple):
+    """One thing that is not as it was written; sample is None where the damage belongs to no one sample."""
+
+    sample: str | None
+    why: str
+
+
+def tar_faults(file: BinaryIO, index: pa.Table) -> Iterator[Fault]:
+    """Where a tar differs from what its (sound) index says: each damaged sample by key.
+
+    Everything in a tar follows from the index but the image bytes, and of those the index has the hash: so
+    any changed bit, in data, headers or padding, is laid to its sample.
+    """
+    at = 0
+    columns = [index[name].to_pylist() for name in ("offset", "size", "stored_sha256")]
+    for sample, offset, size, sha256 in zip(sample_texts(index), *columns, strict=True):
+        if sample is None:
+            continue
+        file.seek(at)
+        if file.read(BLOCK) != tar_header(f"{sample.key}.jpg", size) or at + BLOCK != offset:
+            yield Fault(sample.key, f"byte {at}: the header of its image is damaged")
+        image = file.read(size)
+        if hashlib.sha256(image).hexdigest() != sha256:
+            yield Fault(sample.key, f"byte {offset}: its image is damaged")
+        at = offset + size
+        if file.read(-size % BLOCK) != bytes(-size % BLOCK):
+            yield Fault(sample.key, f"byte {at}: the padding behind its image is damaged")
+        at += -size % BLOCK
+        for name, data in (
+            (f"{sample.key}.json", sample.json),
+            (f"{sample.key}.txt", sample.caption.encode()),
+        ):
+            expected = tar_header(name, len(data)) + data + bytes(-len(data) % BLOCK)
+            if file.read(len(expected)) != expected:
+                yield Fault(sample.key, f"byte {at}: its {name.rpartition('.')[2]} member is damaged")
+            at += len(expected)
+    file.seek(at)
+    end = at + 2 * BLOCK
+    if file.read() != bytes(-(-end // RECORD) * RECORD - at):
+        yield Fault(None, f"byte {at}: the end of the archive is damaged")

@@ -1,0 +1,149 @@
+r"""Annotation files of one row a line: cut into parts, and read line by line.
+
+caption TAB url \n        a row ends with \n alone; \r, U+2028 and \x85 are ordinary characters inside it
+caption TAB url \r\n      one \r before the \n belongs to the line end
+caption TAB url           the last row may lack its \n; nothing after the last \n is no row
+
+|<-- part 0 -->|<-- part 1 -->|<- part 2 ->|     a part begins with the first row that begins at or after
+0           64 MiB         128 MiB       end     its multiple of 64 MiB
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pmd.records import Caption, Reason, Record, Rejected, url_key
+from pmd.sources.part import ROW_BYTES, Part, Unreadable, blocks, excerpt, head, is_gzip
+
+PART_BYTES = 64 << 20
+_COUNT_BYTES = 1 << 20
+
+_TOO_LONG = f"expected a row of at most {ROW_BYTES} bytes, found a longer one"
+
+
+def line_parts(path: Path, form: str, *, part_bytes: int = PART_BYTES) -> list[Part]:
+    """Cut a line file. One pass counts the rows, so that each part knows the number of its first one."""
+    if is_gzip(str(path)):
+        return [Part(str(path), form)]
+    parts: list[Part] = []
+    start = first_row = 0
+    cut = part_bytes  # the next part begins at the first row at or after this offset
+    position = rows = 0  # before the block in hand
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_COUNT_BYTES):
+            counted = 0
+            while (newline := block.find(b"\n", max(0, cut - 1 - position))) >= 0:
+                rows += block.count(b"\n", counted, newline + 1)
+                counted = newline + 1
+                parts.append(Part(str(path), form, None, start, position + counted, first_row))
+                start, first_row = position + counted, rows
+                cut = (start // part_bytes + 1) * part_bytes
+            rows += block.count(b"\n", counted)
+            position += len(block)
+    if start < position:
+        parts.append(Part(str(path), form, None, start, position, first_row))
+    return parts
+
+
+def lines(part: Part) -> Iterator[tuple[int, str | Rejected]]:
+    """Every row of a part with its number: its text without the line end, or why it is not text."""
+    row = part.first_row
+    rest = b""  # the beginning of a row whose end has not been read yet
+    try:
+        for block in blocks(part):
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            # What a row has beyond the bound is dropped at once; the one byte over it still says "too long".
+            rest = rest[: ROW_BYTES + 1]
+            if newline:
+                for text in _texts(whole, row):
+                    yield row, text
+                    row += 1
+    except Unreadable as error:
+        # The row that was being read is lost with all that follow it.
+        yield row, Rejected(row, Reason.INPUT_MALFORMED, str(error))
+        return
+    if rest:
+        for text in _texts(rest, row):
+            yield row, text
+
+
+def _texts(whole: bytes, row: int) -> list[str] | list[str | Rejected]:
+    """Rows without the last line end, as text."""
+    # Blocks are no longer than a row may be, so only the row that began in an earlier block can be too long.
+    if len(whole) <= ROW_BYTES or b"\n" in whole[: ROW_BYTES + 1]:
+        try:
+            text = whole.decode()  # one call for thousands of rows
+        except UnicodeDecodeError:
+            pass
+        else:
+            return text.replace("\r\n", "\n").removesuffix("\r").split("\n")
+    return [_text(line, row + index) for index, line in enumerate(whole.split(b"\n"))]
+
+
+def _text(line: bytes, row: int) -> str | Rejected:
+    if len(line) > ROW_BYTES:
+        return Rejected(row, Reason.INPUT_MALFORMED, _TOO_LONG)
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        found = excerpt(line[max(0, error.start - 20) :])
+        return Rejected(
+            row,
+            Reason.INPUT_MALFORMED,
+            f"expected UTF-8, found {found} from byte {max(0, error.start - 20)} of the row",
+        )
+
+
+# --- files of a caption and the URL of its image ---
+
+# Any scheme passes, so that "only http and https" is said and counted in one place: by the fetcher.
+_URL = re.compile(r"https?://[^\s/?#]|(?!https?:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def pair(source: str, row: int, url: str, caption: str) -> Record | Rejected:
+    """A row that is a URL and a caption. The URL is kept as published: encoded anew it may name another."""
+    if not caption or caption.isspace():
+        return Rejected(row, Reason.INPUT_NO_CAPTION, f"expected a caption, found {excerpt(caption)}")
+    if not _URL.match(url):
+        return no_url(row, url)
+    return Record(url_key(source, url), url, (Caption(caption, row),))
+
+
+def no_url(row: int, url: str) -> Rejected:
+    """What becomes of a row whose image address is empty, or is none."""
+    if not url:
+        return Rejected(row, Reason.INPUT_NO_IMAGE, "expected the URL of an image, found nothing")
+    return Rejected(
+        row, Reason.INPUT_BAD_URL, f"expected http://host/... or https://host/..., found {excerpt(url)}"
+    )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text begins as a URL does: scheme://, and for http and https a host."""
+    return _URL.match(text) is not None
+
+
+class Layout(NamedTuple):
+    """How the rows of a TAB-separated file look."""
+
+    columns: int
+    url_column: int  # 0-based number of the first one that holds a web address
+
+
+def layout(path: Path) -> Layout | None:
+    """How most rows of the first 64 KiB look; None where under one in ten holds a web address."""
+    rows = head(str(path)).split(b"\n")
+    if len(rows) > 1:
+        rows.pop()  # cut off somewhere, or the nothing after the last line end
+    looks: Counter[Layout] = Counter()
+    for row in rows:
+        fields = row.split(b"\t")
+        for number, field in enumerate(fields):
+            if field.startswith((b"http://", b"https://")):
+                looks[Layout(len(fields), number)] += 1
+                break
+    if looks.total() * 10 < len(rows) or not looks:
+        return None
+    return looks.most_common(1)[0][0]

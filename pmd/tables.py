@@ -1,0 +1,147 @@
+"""The Parquet files of an output: their columns, what decided them, and what their rows come to.
+
+    plan/<source>/00042.parquet     PLAN       what to fetch
+    raw/<source>/00042.parquet      FETCHED    what came, row for row
+    filter/<source>/00042.parquet   VERDICT    what is kept, row for row
+    shards/<source>/00042.parquet   INDEX      all of it; beside the tar, for good
+
+The four files of one number hold the same records in the same order. Each carries, in its footer, the
+fingerprint of the definition that it was made under, and facts that are wanted without reading rows.
+"""
+
+# pyarrow.compute makes its functions at run time, where no checker sees them.
+# pyright: reportAttributeAccessIssue=false
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+CAPTION = pa.struct(
+    [
+        ("text", pa.string()),
+        ("id", pa.string()),
+        ("box", pa.list_(pa.float64())),
+        ("file", pa.int32()),  # which annotation file: its place in plan.json's files
+        ("row", pa.int64()),
+        ("reason", pa.string()),  # why this row is dropped; null: nothing against it
+    ]
+)
+PLAN = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("url", pa.string()),
+        ("captions", pa.list_(CAPTION)),
+        ("license", pa.string()),
+        ("license_url", pa.string()),
+        ("attribution", pa.string()),
+        ("meta", pa.string()),
+    ]
+)
+FETCHED = pa.schema(
+    [
+        ("status", pa.string()),  # success, failed_to_download, failed_to_resize, filtered
+        ("reason", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("sha256", pa.string()),  # of the served bytes
+        ("stored_sha256", pa.string()),  # of the image member
+        ("phash", pa.string()),
+        ("mime", pa.string()),  # of the served bytes
+        ("consent", pa.string()),
+        ("offset", pa.int64()),  # of the image's bytes in the tar
+        ("size", pa.int64()),  # of the image's bytes
+    ]
+)
+# Of the plan's columns up to url; then the first kept caption, as the .txt member has it; then the rest.
+INDEX = pa.schema([*list(PLAN)[:3], pa.field("caption", pa.string()), *list(PLAN)[3:], *FETCHED])
+VERDICT = pa.schema([("key", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())])
+REJECTED = pa.schema(
+    [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the annotation rows behind some records. rows == kept + sum(dropped)."""
+
+    rows: int = 0
+    kept: int = 0  # rows that are pairs in a shard
+    images: int = 0
+    words: int = 0  # white-space separated, over the kept captions
+    dropped: tuple[tuple[str, int], ...] = ()  # (reason, rows), sorted
+
+    def __add__(self, other: "Counts") -> "Counts":
+        dropped = dict(self.dropped)
+        for reason, rows in other.dropped:
+            dropped[reason] = dropped.get(reason, 0) + rows
+        return Counts(
+            rows=self.rows + other.rows,
+            kept=self.kept + other.kept,
+            images=self.images + other.images,
+            words=self.words + other.words,
+            dropped=tuple(sorted(dropped.items())),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that build, lock, status and report print."""
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "images": self.images,
+            "pairs": self.kept,
+            "words_per_caption": round(self.words / self.kept, 2) if self.kept else None,
+            "dropped": dict(self.dropped),
+        }
+
+
+def count_rows(index: pa.Table) -> Counts:
+    """What became of every annotation row behind a table with captions, status and reason."""
+    captions = cast("pa.ListArray", index["captions"].combine_chunks())
+    flat = captions.flatten()
+    record = pc.list_parent_indices(captions)
+    own = flat.field("reason")
+    outcome = pc.coalesce(own, pc.take(index["reason"].combine_chunks(), record))
+    kept = pc.is_null(outcome)
+    texts = cast("list[str]", flat.field("text").filter(kept).to_pylist())
+    dropped = Counter(cast("list[str]", outcome.drop_null().to_pylist()))
+    return Counts(
+        rows=len(flat),
+        kept=len(texts),
+        images=cast("int", pc.sum(pc.equal(index["status"], "success")).as_py() or 0),
+        words=sum(len(text.split()) for text in texts),
+        dropped=tuple(sorted(dropped.items())),
+    )
+
+
+def write_table(
+    path: Path, table: pa.Table, *, fingerprint: str, facts: dict[str, Any] | None = None
+) -> None:
+    """One Parquet file, the same bytes for the same table, with its fingerprint and facts in the footer."""
+    footer = {"pmd.fingerprint": fingerprint, "pmd.facts": json.dumps(facts or {}, sort_keys=True)}
+    pq.write_table(table.replace_schema_metadata(footer), path, compression="zstd")
+
+
+@dataclass(frozen=True)
+class Footer:
+    rows: int
+    fingerprint: str | None  # None: not written by us
+    facts: dict[str, Any]
+
+
+def read_footer(file: Any) -> Footer:
+    """The footer alone of a Parquet file (a path or an open file)."""
+    metadata = pq.read_metadata(file)
+    pairs = metadata.metadata or {}
+    fingerprint = pairs.get(b"pmd.fingerprint")
+    facts = json.loads(pairs.get(b"pmd.facts", b"{}"))
+    return Footer(metadata.num_rows, fingerprint.decode() if fingerprint else None, facts)
