@@ -125,7 +125,8 @@ class _Download:
         self._dropped: Counter[str] = Counter()
 
     async def run(self, records: list[_Record]) -> None:
-        slots = asyncio.Semaphore(self._spec.fetch.connections)  # bounds sockets, and bodies in memory
+        # Bounds bodies in memory. Twice the connections, so that the rows of one slow host do not stop all others.
+        slots = asyncio.Semaphore(2 * self._spec.fetch.connections)
         with ThreadPoolExecutor(DECODERS) as decoders:
             async with Client(self._spec.fetch) as client, asyncio.TaskGroup() as group:
                 for record in records:

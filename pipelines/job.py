@@ -15,7 +15,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,11 +68,13 @@ class Job:
     _workers: Workers | None = None
     _pins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def run(self, function: Function, tasks: Iterable[Any]) -> Iterator[Done]:
+    def run(self, function: Function, tasks: Sequence[Any]) -> Iterator[Done]:
         """Run tasks on this job's workers, which are started when first needed. Yields those that succeeded.
 
         Raises TasksFailed, naming them, when all others are done.
         """
+        if not tasks:
+            return  # and no workers are started
         if self._workers is None:
             self._workers = self._exit.enter_context(workers(self._where))
         failed: list[str] = []

@@ -161,9 +161,8 @@ def _within(outcomes: Iterator[Record | Rejected], limit: int) -> Iterator[Recor
 def deal_part(task: DealTask, tell: Tell) -> dict[str, Any]:
     """Sort one part's rows by the group of shards they go to."""
     store = Store(task.root)
-    if not store.exists(task.dealt):
-        with store.writing(task.dealt) as path, store.open(task.spilled) as spilled:
-            planning.deal(spilled, path, layout=task.layout)
+    with store.writing(task.dealt, durable=False) as path, store.open(task.spilled) as spilled:
+        planning.deal(spilled, path, layout=task.layout)
     return {"published": store.published}
 
 

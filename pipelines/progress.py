@@ -91,6 +91,7 @@ class Progress:
         self._spoken = time.monotonic()
         if self._quiet or not self._console.is_terminal:
             yield
+            self._sources = {}
             return
         columns = [
             TextColumn("{task.description}"),
@@ -105,6 +106,7 @@ class Progress:
                 yield
             finally:
                 self._bars = None
+                self._sources = {}
 
     def done(self, source: str, items: int) -> None:
         """So many items of a source are done, where the driver itself does them."""

@@ -13,6 +13,8 @@ depends on the number of workers.
 # pyarrow.compute makes its functions at run time, where no checker sees them.
 # pyright: reportAttributeAccessIssue=false
 
+import contextlib
+import gc
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ def spill(
     """
     rows = lost = 0
     with (
+        _without_cycle_collection(),
         pa.OSFile(str(table), "wb") as kept_file,
         pa.OSFile(str(rejected), "wb") as lost_file,
         pa.ipc.new_file(kept_file, SPILL) as kept_writer,
@@ -79,6 +82,18 @@ def spill(
     return Spilled(rows + lost, lost)
 
 
+@contextlib.contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Records are made by the million and hold no cycles; looking for some costs a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _batches(outcomes: Iterable[Record | Rejected]) -> Iterator[list[Record | Rejected]]:
     source = iter(outcomes)
     while batch := list(itertools.islice(source, BATCH)):
@@ -86,24 +101,26 @@ def _batches(outcomes: Iterable[Record | Rejected]) -> Iterator[list[Record | Re
 
 
 def _columns(records: Sequence[Record], *, file: int, rules: TextSpec) -> pa.RecordBatch:
-    pairs = [(record, caption) for record in records for caption in record.captions]
-    texts = text.clean([caption.text for _, caption in pairs])
-    columns = [
-        pa.array([key_hash(record.key) for record, _ in pairs], pa.uint64()),
-        pa.array([record.key for record, _ in pairs], pa.string()),
-        pa.array([record.url for record, _ in pairs], pa.string()),
-        pa.array([record.license for record, _ in pairs], pa.string()),
-        pa.array([record.license_url for record, _ in pairs], pa.string()),
-        pa.array([record.attribution for record, _ in pairs], pa.string()),
-        pa.array([record.meta for record, _ in pairs], pa.string()),
-        pa.array(texts, pa.string()),
-        pa.array([caption.id for _, caption in pairs], pa.string()),
-        pa.array([caption.box for _, caption in pairs], pa.list_(pa.float64())),
-        pa.repeat(pa.scalar(file, pa.int32()), len(pairs)),
-        pa.array([caption.row for _, caption in pairs], pa.int64()),
-        pa.array(text.judge(texts, rules), pa.string()),
+    """The records as SPILL columns, a row a caption. Transposed by zip: a loop over rows would double the cost."""
+    keys, urls, captions, licenses, license_urls, attributions, metas = zip(*records, strict=True)
+    texts, rows, ids, boxes = zip(*itertools.chain.from_iterable(captions), strict=True)
+    of_record = [pa.array([key_hash(key) for key in keys], pa.uint64())]
+    of_record += [
+        pa.array(values, pa.string()) for values in (keys, urls, licenses, license_urls, attributions, metas)
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SPILL)
+    if len(rows) > len(records):
+        parents = np.repeat(np.arange(len(records)), [len(group) for group in captions])
+        of_record = [column.take(pa.array(parents)) for column in of_record]
+    cleaned = text.clean(texts)
+    of_caption = [
+        pa.array(cleaned, pa.string()),
+        pa.array(ids, pa.string()),
+        pa.array(boxes, pa.list_(pa.float64())),
+        pa.repeat(pa.scalar(file, pa.int32()), len(rows)),
+        pa.array(rows, pa.int64()),
+        pa.array(text.judge(cleaned, rules), pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(of_record + of_caption, schema=SPILL)
 
 
 def _rejected(refused: Sequence[Rejected], name: str) -> pa.RecordBatch:
@@ -125,13 +142,16 @@ def distinct_images(spills: Iterable[BinaryIO]) -> tuple[int, int]:
         with pa.ipc.open_file(file, options=options) as reader:
             table = reader.read_all()
         hashes = table["hash"].to_numpy()
-        every.append(np.unique(hashes))
-        wanted.append(np.unique(hashes[table["reason"].is_null().to_numpy()]))
+        every.append(hashes)
+        wanted.append(hashes[table["reason"].is_null().to_numpy()])
     return _distinct(every), _distinct(wanted)
 
 
 def _distinct(parts: list[np.ndarray[Any, Any]]) -> int:
-    return len(np.unique(np.concatenate(parts))) if parts else 0
+    # Sorting in place takes a tenth of np.unique's time and half its memory.
+    hashes = np.concatenate([*parts, np.empty(0, np.uint64)])
+    hashes.sort()
+    return int(np.count_nonzero(hashes[1:] != hashes[:-1])) + (len(hashes) > 0)
 
 
 @dataclass(frozen=True)
@@ -220,7 +240,7 @@ def _join(rows: pa.Table, *, source: str, layout: Layout) -> tuple[pa.Table, np.
     captions = pa.StructArray.from_arrays(
         [rows[name].combine_chunks() for name in CAPTION.names], fields=[*CAPTION]
     )
-    heads = rows.take(pa.array(first))
+    heads = rows.select(["hash", *(name for name in PLAN.names if name in rows.column_names)]).take(pa.array(first))
     columns = {
         "key": heads["key"],
         "source": pa.repeat(pa.scalar(source), len(first)),

@@ -11,6 +11,7 @@ the files it has published, which is how a command can say that it wrote none.
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import tempfile
@@ -26,15 +27,18 @@ UNFINISHED = ".part"  # ending of a file that is being written aside
 
 
 class Store:
-    """One output folder: a local path, or any URL that fsspec knows."""
+    """One output folder: a local path, or the URL of an object store that fsspec knows."""
 
     def __init__(self, root: str):
+        root = root.removeprefix("file://")  # fsspec would copy to the final name
         self.root = root if "://" in root else str(Path(root).expanduser().resolve())
         self.is_local = "://" not in root
         self.published = 0  # files given their final name through this object
         if not self.is_local:
             try:
-                self._remote, self._base = cast("tuple[Any, str]", fsspec.url_to_fs(root))
+                # Without its cache of listings: workers in other processes add and replace files.
+                opened = fsspec.url_to_fs(root, use_listings_cache=False)
+                self._remote, self._base = cast("tuple[Any, str]", opened)
             except (ImportError, ValueError) as error:
                 raise BadRequest(
                     f"{root}: {error}; the extras [s3] and [gcs] bring those file systems"
@@ -87,7 +91,6 @@ class Store:
             if self.is_local:
                 found = [entry.name for entry in os.scandir(self.path(folder)) if entry.is_file()]
             else:
-                self._remote.invalidate_cache()
                 listing = self._remote.ls(self._key(folder), detail=True)
                 found = [Path(entry["name"]).name for entry in listing if entry["type"] == "file"]
         except (FileNotFoundError, NotADirectoryError):
@@ -99,17 +102,21 @@ class Store:
     # Writing
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """A fresh local path to fill; leaving the block without an exception publishes it under its name."""
+    def writing(self, name: str, *, durable: bool = True) -> Iterator[Path]:
+        """A fresh local path to fill; leaving the block without an exception publishes it under its name.
+
+        durable=False is for scratch files that no later run will trust: a power cut may leave them empty.
+        """
         if self.is_local:
             final = Path(self.path(name))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            aside = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}"
+            aside = _aside(final)
             try:
                 yield aside
-                _sync(aside)
+                if durable:
+                    _sync(aside)
                 os.replace(aside, final)
-                _sync(final.parent)
+                if durable:
+                    _sync(final.parent)
             finally:
                 aside.unlink(missing_ok=True)
         else:
@@ -119,7 +126,7 @@ class Store:
             with tempfile.TemporaryDirectory(prefix="pmd-") as folder:
                 aside = Path(folder) / Path(name).name
                 yield aside
-                self._remote.makedirs(self._remote._parent(self._key(name)), exist_ok=True)
+                # No makedirs first: object stores have no folders, and a mistyped bucket would be made.
                 self._remote.put_file(str(aside), self._key(name))
         self.published += 1
 
@@ -128,17 +135,19 @@ class Store:
             path.write_bytes(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file only if the name is free; False if it was taken. Never half-way between two
-        callers.
-        """
+        """Write a small file only if the name is free; False if it was taken, by a whole file."""
         if self.is_local:
             final = Path(self.path(name))
-            final.parent.mkdir(parents=True, exist_ok=True)
+            aside = _aside(final)
             try:
-                with open(final, "xb") as file:
-                    file.write(data)
+                aside.write_bytes(data)
+                _sync(aside)
+                os.link(aside, final)
+                _sync(final.parent)
             except FileExistsError:
                 return False
+            finally:
+                aside.unlink(missing_ok=True)
             return True
         try:
             self._remote.pipe_file(self._key(name), data, mode="create")
@@ -158,8 +167,9 @@ class Store:
                 for entry in os.scandir(self.path(folder)):
                     os.unlink(entry.path)
                 os.rmdir(self.path(folder))
-        elif self._remote.exists(self._key(folder)):
-            self._remote.rm(self._key(folder), recursive=True)
+        else:
+            for key in self._remote.find(self._key(folder)):  # rm(recursive=True) takes "[" for a pattern
+                self._remote.rm_file(key)
 
     def sweep(self) -> int:
         """Delete what killed writers left aside; only for the run that holds the output. Returns how many."""
@@ -172,6 +182,15 @@ class Store:
 
     def _key(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}"
+
+
+def _aside(final: Path) -> Path:
+    """Where to write a file until it gets its final name: beside it, in a folder that is there to stay."""
+    missing = [*itertools.takewhile(lambda folder: not folder.exists(), final.parents)]
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
+    return final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}"
 
 
 def _sync(path: Path) -> None:

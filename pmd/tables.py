@@ -123,12 +123,19 @@ def count_rows(index: pa.Table) -> Counts:
     )
 
 
+# Columns worth a dictionary; for the others, nearly all of whose values differ, trying costs time.
+_REPEATING = ("source", "license", "license_url", "status", "reason", "error_message", "mime", "consent")
+
+
 def write_table(
     path: Path, table: pa.Table, *, fingerprint: str, facts: dict[str, Any] | None = None
 ) -> None:
     """One Parquet file, the same bytes for the same table, with its fingerprint and facts in the footer."""
     footer = {"pmd.fingerprint": fingerprint, "pmd.facts": json.dumps(facts or {}, sort_keys=True)}
-    pq.write_table(table.replace_schema_metadata(footer), path, compression="zstd")
+    repeating = [name for name in _REPEATING if name in table.column_names]
+    pq.write_table(
+        table.replace_schema_metadata(footer), path, compression="zstd", use_dictionary=cast("Any", repeating)
+    )
 
 
 @dataclass(frozen=True)

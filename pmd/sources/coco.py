@@ -18,8 +18,6 @@ none is listed.
 """
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,7 @@ from pmd.records import Caption, Reason, Record, Rejected, meta_json, native_key
 from pmd.sources.json_lists import BLOCK_BYTES, elements
 from pmd.sources.licenses import spdx_id
 from pmd.sources.lines import is_url, no_url
-from pmd.sources.part import Part, Unreadable, blocks, excerpt, head, is_gzip, is_zip, tail
+from pmd.sources.part import Part, Unreadable, blocks, excerpt, head, is_zip, members, tail
 
 CAPTIONS = "captions json"
 KARPATHY = "karpathy json"
@@ -38,15 +36,13 @@ ZIP = "captions zip"
 def recognise(path: Path) -> str | None:
     if is_zip(str(path)):
         return ZIP if _members(path) else None
-    if is_gzip(str(path)):
-        return _form(head(str(path)))
     return _form(head(str(path)), tail(str(path)))
 
 
 def parts(path: Path) -> list[Part]:
     """One part a JSON file: it cannot be entered in the middle."""
-    if is_zip(str(path)) and (members := _members(path)):
-        return members
+    if is_zip(str(path)) and (found := _members(path)):
+        return found
     return [Part(str(path), recognise(path) or CAPTIONS)]
 
 
@@ -62,6 +58,7 @@ _ANNOTATION = re.compile(rb'"image_id"\s*:\s*[0-9]')
 # Found in COCO's files for other tasks (objects, keypoints, stuff), which look the same at the beginning.
 _OTHER_TASK = re.compile(rb'"(?:segmentation|keypoints|segments_info|categories)"\s*:')
 _KARPATHY = re.compile(rb'"(?:cocoid|sentences)"\s*:')
+_MEMBER = re.compile(r"(?:^|/)(?:captions_[a-z0-9]+|dataset_coco)\.json\Z")
 
 
 def _form(beginning: bytes, end: bytes = b"") -> str | None:
@@ -78,20 +75,11 @@ def _form(beginning: bytes, end: bytes = b"") -> str | None:
 def _members(path: Path) -> list[Part]:
     """The members of a zip that hold captions.
 
-    The end of a member cannot be looked at without unpacking it all, so here a name counts: instances_*.json
-    looks like captions_*.json for its first ten megabytes.
+    Here a name counts: the end of a member cannot be looked at without unpacking it all, and for its first
+    ten megabytes instances_*.json looks like captions_*.json.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError):
-        return []
-    found: list[Part] = []
-    for name in dict.fromkeys(names):
-        form = _form(head(str(path), name)) if name.endswith(".json") else None
-        if form == KARPATHY or (form == CAPTIONS and name.rpartition("/")[2].startswith("captions_")):
-            found.append(Part(str(path), form, name))
-    return found
+    forms = {name: _form(head(str(path), name)) for name in members(str(path)) if _MEMBER.search(name)}
+    return [Part(str(path), form, name) for name, form in forms.items() if form]
 
 
 # --- captions_*.json ---
@@ -105,17 +93,15 @@ class _Image(NamedTuple):
 
 class _License(NamedTuple):
     spdx: str | None
-    url: str | None
+    url: str
 
 
 class _Listing(NamedTuple):
     """What the annotations refer to."""
 
     images: dict[int, _Image]
-    order: list[
-        int | str
-    ]  # the list of images as it stands in the file: a number, or what is wrong with that element
-    licenses: dict[int, _License]
+    order: list[int | str]  # of the file's images: number, or what is wrong with the element
+    licenses: dict[int | None, _License]
     damage: str | None
 
 
@@ -146,7 +132,7 @@ def _captions(part: Part) -> Iterator[Record | Rejected]:
 def _listing(part: Part) -> _Listing:
     images: dict[int, _Image] = {}
     order: list[int | str] = []
-    licenses = dict(_PUBLISHED_LICENSES)
+    licenses: dict[int | None, _License] = {**_PUBLISHED_LICENSES}
     damage = None
     try:
         for name, element in elements(blocks(part, BLOCK_BYTES), "images", "licenses"):
@@ -170,8 +156,7 @@ def _image(number: int, fields: Any) -> _Image:
     file_name = _string(fields, "file_name")
     flickr_url = _string(fields, "flickr_url")
     photo = _FLICKR_PHOTO.search(flickr_url)
-    # Without coco_url: names of 2014 tell the folder, those of 2017 do not. Flickr last: photos disappear
-    # there.
+    # Without coco_url: names of 2014 tell the folder, those of 2017 do not. Photos disappear from Flickr.
     named = _NAME_OF_2014.match(file_name)
     url = _string(fields, "coco_url") or (_image_url(named[1], file_name) if named else flickr_url)
     meta = meta_json(
@@ -184,7 +169,7 @@ def _image(number: int, fields: Any) -> _Image:
 
 
 def _annotated(row: int, fields: Any, listing: _Listing) -> Record | Rejected:
-    caption = _caption(row, fields, text="caption", id="id")
+    caption = _caption(row, fields, text_name="caption", id_name="id")
     if isinstance(caption, Rejected):
         return caption
     number = _number(fields, "image_id")
@@ -194,8 +179,8 @@ def _annotated(row: int, fields: Any, listing: _Listing) -> Record | Rejected:
         return Rejected(row, Reason.INPUT_NO_IMAGE, f"expected the id of a listed image, found {found}")
     if not is_url(image.url):
         return no_url(row, image.url)
-    license = listing.licenses.get(image.license, _NO_LICENSE) if image.license is not None else _NO_LICENSE
-    return Record(native_key("coco", number), image.url, (caption,), *license, meta=image.meta)
+    spdx, license_url = listing.licenses.get(image.license, (None, None))
+    return Record(native_key("coco", number), image.url, (caption,), spdx, license_url, meta=image.meta)
 
 
 # What the numbers mean in every published file, should a file list no licences of its own. 7 ("no known
@@ -213,7 +198,6 @@ _PUBLISHED_LICENSES = {
         8: "http://www.usa.gov/copyright.shtml",
     }.items()
 }
-_NO_LICENSE = _License(None, None)
 
 _NAME_OF_2014 = re.compile(r"COCO_(train2014|val2014)_[0-9]{12}\.jpg\Z")
 _FLICKR_PHOTO = re.compile(r"/([0-9]+)_[0-9a-f]+(?:_[a-z])?\.[a-z]+\Z")  # .../3176652494_ba19663418_z.jpg
@@ -241,7 +225,7 @@ def _karpathy(part: Part) -> Iterator[Record | Rejected]:
 
 
 def _sentence(row: int, fields: Any, image: Any) -> Record | Rejected:
-    caption = _caption(row, fields, text="raw", id="sentid")
+    caption = _caption(row, fields, text_name="raw", id_name="sentid")
     if isinstance(caption, Rejected):
         return caption
     number = _number(image, "cocoid")
@@ -254,13 +238,10 @@ def _sentence(row: int, fields: Any, image: Any) -> Record | Rejected:
 
 
 def _no_sentences(row: int, image: Any, sentences: Any) -> Rejected:
+    found = excerpt(image)
     if isinstance(image, dict) and (sentences is None or sentences == []):
-        return Rejected(
-            row, Reason.INPUT_NO_CAPTION, f"image {excerpt(image.get('cocoid'))} has no sentences"
-        )
-    return Rejected(
-        row, Reason.INPUT_MALFORMED, f"expected an image with a list of sentences, found {excerpt(image)}"
-    )
+        return Rejected(row, Reason.INPUT_NO_CAPTION, f"expected an image with sentences, found {found}")
+    return Rejected(row, Reason.INPUT_MALFORMED, f"expected an image with a list of sentences, found {found}")
 
 
 # --- both forms ---
@@ -270,17 +251,17 @@ def _image_url(folder: str, file_name: str) -> str:
     return f"http://images.cocodataset.org/{folder}/{file_name}"
 
 
-def _caption(row: int, fields: Any, *, text: str, id: str) -> Caption | Rejected:
-    """The caption of an element that has it under the names `text` and `id`."""
+def _caption(row: int, fields: Any, *, text_name: str, id_name: str) -> Caption | Rejected:
+    """The caption of an element that has it in the fields of these names."""
     if not isinstance(fields, dict):
         return Rejected(row, Reason.INPUT_MALFORMED, f"expected an object, found {excerpt(fields)}")
-    words = fields.get(text)
-    if words is None or (isinstance(words, str) and not words.strip()):
-        return Rejected(row, Reason.INPUT_NO_CAPTION, f"expected a caption, found {excerpt(words)}")
-    if not isinstance(words, str):
-        return Rejected(row, Reason.INPUT_MALFORMED, f"expected a caption, found {excerpt(words)}")
-    number = _number(fields, id)
-    return Caption(words, row, None if number is None else str(number))
+    text = fields.get(text_name)
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return Rejected(row, Reason.INPUT_NO_CAPTION, f"expected a caption, found {excerpt(text)}")
+    if not isinstance(text, str):
+        return Rejected(row, Reason.INPUT_MALFORMED, f"expected a caption, found {excerpt(text)}")
+    number = _number(fields, id_name)
+    return Caption(text, row, None if number is None else str(number))
 
 
 def _number(fields: Any, name: str) -> int | None:

@@ -95,10 +95,9 @@ def _events(blocks: Iterable[bytes]) -> Iterator[tuple[list[tuple[str, Any]], in
     try:
         parser.close()
     except (ijson.JSONError, ValueError):
-        fault = Unreadable(f"expected more JSON, found the end of the file at byte {position}")
+        # Closing may have given one event more: the number that the end cut short. It is not yielded.
+        raise Unreadable(f"expected more JSON, found the end of the file at byte {position}") from None
     yield events, 0
-    if fault:
-        raise fault
 
 
 def _words(error: Exception) -> str:

@@ -1,11 +1,14 @@
 r"""Annotation files of one row a line: cut into parts, and read line by line.
 
-caption TAB url \n        a row ends with \n alone; \r, U+2028 and \x85 are ordinary characters inside it
-caption TAB url \r\n      one \r before the \n belongs to the line end
-caption TAB url           the last row may lack its \n; nothing after the last \n is no row
+    caption TAB url \n        a row ends with \n alone; \r, U+2028 and \x85 are ordinary characters inside it
+    caption TAB url \r\n      one \r before the \n belongs to the line end
+    caption TAB url           the last row may lack its \n; the nothing after the last \n is no row
 
-|<-- part 0 -->|<-- part 1 -->|<- part 2 ->|     a part begins with the first row that begins at or after
-0           64 MiB         128 MiB       end     its multiple of 64 MiB
+    |<--- part 0 --->|<--- part 1 --->|<- part 2 ->|
+    0             64 MiB           128 MiB       end
+
+A part begins with the first row that begins at or after its multiple of 64 MiB, whoever reads it. A row that
+is no UTF-8, or over 1 MiB long, is rejected, and the one after it is read as if nothing had been.
 """
 
 import re
@@ -19,8 +22,6 @@ from pmd.sources.part import ROW_BYTES, Part, Unreadable, blocks, excerpt, head,
 
 PART_BYTES = 64 << 20
 _COUNT_BYTES = 1 << 20
-
-_TOO_LONG = f"expected a row of at most {ROW_BYTES} bytes, found a longer one"
 
 
 def line_parts(path: Path, form: str, *, part_bytes: int = PART_BYTES) -> list[Part]:
@@ -56,44 +57,27 @@ def lines(part: Part) -> Iterator[tuple[int, str | Rejected]]:
             whole, newline, rest = (rest + block).rpartition(b"\n")
             # What a row has beyond the bound is dropped at once; the one byte over it still says "too long".
             rest = rest[: ROW_BYTES + 1]
-            if newline:
-                for text in _texts(whole, row):
-                    yield row, text
-                    row += 1
+            if not newline:
+                continue
+            for line in whole.split(b"\n"):
+                yield row, _text(row, line)
+                row += 1
     except Unreadable as error:
         # The row that was being read is lost with all that follow it.
         yield row, Rejected(row, Reason.INPUT_MALFORMED, str(error))
         return
     if rest:
-        for text in _texts(rest, row):
-            yield row, text
+        yield row, _text(row, rest)
 
 
-def _texts(whole: bytes, row: int) -> list[str] | list[str | Rejected]:
-    """Rows without the last line end, as text."""
-    # Blocks are no longer than a row may be, so only the row that began in an earlier block can be too long.
-    if len(whole) <= ROW_BYTES or b"\n" in whole[: ROW_BYTES + 1]:
-        try:
-            text = whole.decode()  # one call for thousands of rows
-        except UnicodeDecodeError:
-            pass
-        else:
-            return text.replace("\r\n", "\n").removesuffix("\r").split("\n")
-    return [_text(line, row + index) for index, line in enumerate(whole.split(b"\n"))]
-
-
-def _text(line: bytes, row: int) -> str | Rejected:
+def _text(row: int, line: bytes) -> str | Rejected:
     if len(line) > ROW_BYTES:
-        return Rejected(row, Reason.INPUT_MALFORMED, _TOO_LONG)
+        return Rejected(row, Reason.INPUT_MALFORMED, f"expected at most {ROW_BYTES} bytes, found more")
     try:
         return line.removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
-        found = excerpt(line[max(0, error.start - 20) :])
-        return Rejected(
-            row,
-            Reason.INPUT_MALFORMED,
-            f"expected UTF-8, found {found} from byte {max(0, error.start - 20)} of the row",
-        )
+        found = f"{excerpt(line[error.start :][:20])} at byte {error.start} of the row"
+        return Rejected(row, Reason.INPUT_MALFORMED, f"expected UTF-8, found {found}")
 
 
 # --- files of a caption and the URL of its image ---
@@ -115,9 +99,7 @@ def no_url(row: int, url: str) -> Rejected:
     """What becomes of a row whose image address is empty, or is none."""
     if not url:
         return Rejected(row, Reason.INPUT_NO_IMAGE, "expected the URL of an image, found nothing")
-    return Rejected(
-        row, Reason.INPUT_BAD_URL, f"expected http://host/... or https://host/..., found {excerpt(url)}"
-    )
+    return Rejected(row, Reason.INPUT_BAD_URL, f"expected http(s)://host/..., found {excerpt(url)}")
 
 
 def is_url(text: str) -> bool:

@@ -7,6 +7,8 @@
 Which of the three a file is shows in its first bytes.
 """
 
+import contextlib
+import errno
 import gzip
 import zipfile
 import zlib
@@ -64,7 +66,9 @@ def head(path: str, member: str | None = None) -> bytes:
 
 
 def tail(path: str) -> bytes:
-    """The last 64 KiB of a plain file."""
+    """The last 64 KiB of a plain file; of a packed one nothing, which would cost unpacking it all."""
+    if is_gzip(path) or is_zip(path):
+        return b""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _HEAD_BYTES))
@@ -79,6 +83,15 @@ def is_zip(path: str) -> bool:
     return _starts_with(path, b"PK\x03\x04")
 
 
+def members(path: str) -> list[str]:
+    """The names in a zip, in its order; none where its list of them is damaged."""
+    try:
+        with _damage_is_unreadable("the zip"), zipfile.ZipFile(path) as archive:
+            return list(dict.fromkeys(archive.namelist()))
+    except Unreadable:
+        return []
+
+
 def excerpt(value: object) -> str:
     """A value from a file, short and on one line, for a message."""
     text = repr(value[:80] if isinstance(value, str | bytes) else value)
@@ -86,46 +99,34 @@ def excerpt(value: object) -> str:
 
 
 def _unpacked_gzip(path: str, size: int) -> Iterator[bytes]:
-    with gzip.GzipFile(path, "rb") as file:
-        while True:
-            try:
-                block = file.read1(size)  # read() would lose what it unpacked before the damage
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise Unreadable(f"the gzip data is damaged: {error}") from None
-            if not block:
-                return
+    with _damage_is_unreadable("the gzip data"), gzip.GzipFile(path, "rb") as file:
+        while block := file.read1(size):  # read() would lose what it unpacked before the damage
             yield block
 
 
 def _unpacked_zip(path: str, member: str, size: int) -> Iterator[bytes]:
-    # What zipfile raises for damaged, encrypted and strangely packed members.
-    damage = (
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    )
+    with (
+        _damage_is_unreadable(f"zip member {excerpt(member)}"),
+        zipfile.ZipFile(path) as archive,
+        archive.open(member) as file,
+    ):
+        while block := file.read(size):
+            yield block
+
+
+@contextlib.contextmanager
+def _damage_is_unreadable(what: str) -> Iterator[None]:
+    """Turns what gzip and zipfile raise for damaged, encrypted and strangely packed bytes into Unreadable."""
     try:
-        archive = zipfile.ZipFile(path)
-    except damage as error:
-        raise Unreadable(f"the zip is damaged: {error}") from None
-    with archive:
-        try:
-            file = archive.open(member)
-        except damage as error:
-            raise Unreadable(f"zip member {excerpt(member)} cannot be opened: {error}") from None
-        with file:
-            while True:
-                try:
-                    block = file.read(size)
-                except damage as error:
-                    raise Unreadable(f"zip member {excerpt(member)} is damaged: {error}") from None
-                if not block:
-                    return
-                yield block
+        yield
+    except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise Unreadable(f"{what} is damaged: {error}") from None
+    except (KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise Unreadable(f"{what} cannot be unpacked: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk
+            raise
+        raise Unreadable(f"{what} is damaged: it lies outside the file") from None
 
 
 def _starts_with(path: str, magic: bytes) -> bool:

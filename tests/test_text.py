@@ -1,0 +1,268 @@
+import importlib
+import json
+import random
+import subprocess
+import sys
+import time
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ftfy.badness
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pmd import text
+from pmd.errors import BadRequest
+from pmd.manifest import TextSpec
+from pmd.records import Reason
+from pmd.text import MAX_RAW_CHARS, clean, judge, versions
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+
+# Any character, and often those that cleaning is about.
+SIGNS = "".join(ftfy.badness.MOJIBAKE_CATEGORIES.values())
+CHARACTERS = st.one_of(
+    st.characters(max_codepoint=0x7F),
+    st.characters(),
+    st.characters(min_codepoint=0xA0, max_codepoint=0xFF),
+    st.sampled_from(SIGNS + " &;#<>\u200b\u200d\u200e\u202e\u2028\u3000\ufeff\x1b\ud800\u0301ﬁＡ’“”€™ÂÃâ"),  # noqa: RUF001
+)
+TEXTS = st.text(CHARACTERS, max_size=20) | st.lists(
+    st.sampled_from(
+        ["&amp;", "&lt;", "&#8206;", "&#xD800;", "&nbsp;", "â€™", "Ã©", "Ã ", "\x1b[1m", "é", "a", " "]
+    )
+).map("".join)
+
+
+# --- clean ---
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("", ""),
+        ("A bowl of fruit.", "A bowl of fruit."),
+        (" A bowl\nof \t fruit. \r\n", "A bowl of fruit."),
+        ("a\u00a0b\u3000c\u2028d\u2009e\x0bf\x1cg", "a b c d e f g"),
+        ("wait\x85 what", "wait… what"),
+        ("<PERSON> &amp; dog", "<PERSON> & dog"),
+        ("thanks <usr> &lt;3", "thanks <usr> <3"),
+        ("Toys & More", "Toys & More"),
+        ("AT&amp;amp;T &quot;x&quot; &#39;y&#39; caf&eacute; &hellip;", "AT&T \"x\" 'y' café …"),
+        ("don’t “quote” – me…", "don’t “quote” – me…"),  # noqa: RUF001
+        ("donâ€™t â€œquoteâ€\x9d", "don’t “quote”"),  # noqa: RUF001
+        ("Le CafÃ© Ã\u00a0 Paris", "Le Café à Paris"),
+        ("cafe\u0301", "café"),
+        ("ﬁne ＦＵＬＬ", "fine FULL"),  # noqa: RUF001
+        ("\u202eevil\u202c \u200fmark\u2066s\u2069", "evil marks"),
+        ("nul\x00 bell\x07 del\x7f", "nul bell del"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\ufeffbom", "bom"),
+        ("👩\u200d👧 family", "👩\u200d👧 family"),
+        ("\u200b", ""),
+        ("&nbsp;\u200b &#8206;", ""),
+        ("lone \ud83d surrogate", "lone \ufffd surrogate"),
+        ("東京タワーの夜景", "東京タワーの夜景"),
+        ("Привет, мир", "Привет, мир"),
+        ("مرحبا بالعالم", "مرحبا بالعالم"),
+        ("2 × 3 m², £5 – 10°", "2 × 3 m², £5 – 10°"),  # noqa: RUF001
+    ],
+)
+def test_a_caption_is_cleaned(raw: str, cleaned: str) -> None:
+    assert clean([raw]) == [cleaned]
+
+
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(TEXTS)
+def test_what_looks_clean_is_what_repairing_leaves_alone(raw: str) -> None:
+    if text._is_clean(raw):  # pyright: ignore[reportPrivateUsage]
+        assert text._repaired(raw) == raw  # pyright: ignore[reportPrivateUsage]
+
+
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(
+    st.text(
+        st.sampled_from(text.PLAIN_SIGNS + "aZ1 .'(") | st.characters(min_codepoint=32, max_codepoint=126)
+    )
+)
+def test_one_western_sign_between_ascii_is_left_alone(raw: str) -> None:
+    if text._is_clean(raw):  # pyright: ignore[reportPrivateUsage]
+        assert text._repaired(raw) == raw  # pyright: ignore[reportPrivateUsage]
+        assert not ftfy.badness.is_bad(raw)
+
+
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(TEXTS)
+@example("\ud800")
+@example("&amp;" * 3)
+def test_a_cleaned_caption_has_no_control_characters_and_single_spaces(raw: str) -> None:
+    (cleaned,) = clean([raw])
+    cleaned.encode()
+    assert cleaned == " ".join(cleaned.split()) == cleaned.strip("\u200b")
+    assert unicodedata.is_normalized("NFC", cleaned)
+    assert not any(unicodedata.category(character) == "Cc" for character in cleaned)
+    bidi = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    assert not any(unicodedata.bidirectional(character) in bidi for character in cleaned)
+    assert not set(cleaned) & set("\u200e\u200f\u061c\ufeff")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(TEXTS, max_size=8))
+def test_a_caption_is_cleaned_the_same_in_any_company(batch: list[str]) -> None:
+    assert clean(batch) == [cleaned for raw in batch for cleaned in clean([raw])]
+
+
+HOSTILE = {
+    "nested entities": "&" + "amp;" * 25_000,
+    "lines": "é\n" * 50_000,
+    "spaces": "\u00a0" * 100_000,
+    "mojibake": "Ã©" * 50_000,
+    "mojibake with spaces": "a Ã " * 25_000,
+    "mojibake beside other scripts": "Ã©日" * 33_333,
+    "combining marks": "é" + "\u0301\u0323" * 50_000,
+    "unfinished escapes": "é\x1b[" + "1;" * 50_000,
+    "bidi": "&#8206;&am" * 10_000,
+    "surrogates": "\ud800" * 100_000,
+    "ten megabytes": "é&amp; " * 1_500_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_caption_takes_more_than_seconds(name: str) -> None:
+    start = time.perf_counter()
+    (cleaned,) = clean([HOSTILE[name]])
+    assert time.perf_counter() - start < 5
+    assert len(cleaned) <= MAX_RAW_CHARS
+
+
+def test_an_endless_caption_stays_too_long_to_be_kept() -> None:
+    for raw in ("x" * (MAX_RAW_CHARS + 1), "é " * MAX_RAW_CHARS):
+        assert judge(clean([raw]), TextSpec()) == [Reason.CAPTION_LONG]
+
+
+# --- judge ---
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [
+        ("", Reason.CAPTION_EMPTY),
+        ("two words", Reason.CAPTION_SHORT),
+        ("a caption of words", None),
+        ("now just three", None),
+        ("twenty-one characters", Reason.CAPTION_SHORT),
+        ("a few more characters", Reason.CAPTION_LONG),
+        ("a few more character", None),
+    ],
+)
+def test_a_caption_is_judged_by_its_length(caption: str, reason: Reason | None) -> None:
+    assert judge([caption], TextSpec(min_words=3, max_chars=20)) == [reason]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(TEXTS, max_size=5), st.integers(1, 4), st.integers(1, 12))
+def test_words_are_what_white_space_separates(raws: list[str], min_words: int, max_chars: int) -> None:
+    captions = clean(raws)
+    verdicts = judge(captions, TextSpec(min_words=min_words, max_chars=max_chars))
+    assert len(verdicts) == len(captions)
+    for caption, verdict in zip(captions, verdicts, strict=True):
+        assert (verdict is Reason.CAPTION_EMPTY) == (caption == "")
+        assert (verdict is Reason.CAPTION_SHORT) == (0 < len(caption.split()) < min_words)
+        assert (verdict is None) == (len(caption.split()) >= min_words and len(caption) <= max_chars)
+
+
+CAPTIONS = [
+    "A large bird is sitting on the branch of a tree",
+    "Ein großer Vogel sitzt auf dem Ast eines alten Baumes",
+    "Un grand oiseau est assis sur la branche d'un arbre",
+    "大きな鳥が木の枝に止まっています",
+    "一只大鸟坐在树枝上",
+    "12345 67 89",
+    "IMG_2041.JPG",
+    "a",
+]
+
+
+def test_a_caption_in_another_language_or_in_none_is_dropped() -> None:
+    other = Reason.CAPTION_LANGUAGE
+    assert judge(CAPTIONS[:6], TextSpec(languages=("en",))) == [None, other, other, other, other, other]
+    assert judge(CAPTIONS[:6], TextSpec(languages=("de", "zh"))) == [other, None, other, other, None, other]
+    assert judge(["", "two words"], TextSpec(languages=("en",), min_words=3)) == [
+        Reason.CAPTION_EMPTY,
+        Reason.CAPTION_SHORT,
+    ]
+
+
+def test_a_language_does_not_depend_on_what_was_detected_before_nor_on_the_thread() -> None:
+    captions = [caption for caption in CAPTIONS for _ in range(5)] + [
+        "el gato",
+        "o gato",
+        "de kat",
+        "hund og kat",
+    ]
+    expected = languages(captions)
+    order = list(range(len(captions)))
+    random.Random(0).shuffle(order)
+    random.seed(1)
+    assert languages([captions[index] for index in order]) == [expected[index] for index in order]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(languages, [captions] * 4)) == [expected] * 4
+
+
+def test_a_language_does_not_depend_on_the_process() -> None:
+    captions = [*CAPTIONS, "el gato", "o gato", "de kat", "hund og kat"]
+    script = (
+        "import json, sys; from tests.test_text import languages; "
+        "print(json.dumps(languages(json.loads(sys.argv[1]))))"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(captions)],
+            env={"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == languages(captions)
+
+
+def test_a_language_that_cannot_be_detected_is_refused() -> None:
+    with pytest.raises(BadRequest, match="langdetect knows no 'tlh'; it knows af ar bg"):
+        judge(["a caption"], TextSpec(languages=("en", "tlh")))
+
+
+def test_no_detector_is_loaded_where_no_language_is_asked_for() -> None:
+    script = (
+        "import sys; from pmd import text, manifest; spec = manifest.TextSpec(); "
+        "text.judge(text.clean(['a']), spec), text.versions(spec); assert 'langdetect' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)
+
+
+def test_versions_name_what_decides_captions() -> None:
+    ours = versions(TextSpec())
+    assert set(ours) == {"ftfy", "unicode"}
+    assert set(versions(TextSpec(languages=("en",)))) == {"ftfy", "unicode", "langdetect"}
+    assert ours["ftfy"] == importlib.import_module("ftfy").__version__
+
+
+# --- real captions ---
+
+
+def test_real_captions_keep_their_words() -> None:
+    path = REAL / "cc3m" / "Validation_GCC-1.1.0-Validation.tsv"
+    if not path.is_file():
+        pytest.skip(f"the real rows are not here: {path}")
+    captions = [row.split("\t")[0] for row in path.read_text(encoding="utf-8").splitlines()]
+    cleaned = clean(captions)
+    assert sum(raw == new for raw, new in zip(captions, cleaned, strict=True)) > 0.99 * len(captions)
+    assert judge(cleaned, TextSpec()) == [None] * len(captions)
+    words = sum(len(caption.split()) for caption in cleaned) / len(cleaned)
+    assert words == pytest.approx(10.4, abs=0.1)
+
+
+def languages(captions: list[str]) -> list[str | None]:
+    detector = text._detector()  # pyright: ignore[reportPrivateUsage]
+    return [detector.language(caption) for caption in captions]
