@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -18,10 +17,10 @@ from pipelines.build import STAGES, as_json, build
 from pipelines.job import Job, open_job
 from pipelines.lock import lock
 from pipelines.progress import Progress
-from pipelines.run import Where
+from pipelines.run import Where, stopping_on_signals
 from pipelines.status import open_output, status
 from pipelines.verify import verify
-from pmd.errors import PmdError, Stopped
+from pmd.errors import BadRequest, PmdError, Stopped
 from pmd.lock import Lock
 from pmd.manifest import load_corpus, load_source, manifest_folder
 from pmd.report.table import corpus_table
@@ -244,20 +243,30 @@ def run(arguments: list[str]) -> int:
     """One command line; returns its exit code. See the table of exit codes in README.md."""
     as_json = "--json" in arguments
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="pmd", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
+        # Not typer's own main: it has exit codes of its own for what stops a command.
+        with stopping_on_signals():
+            command = typer.main.get_command(app)
+            with command.make_context("pmd", arguments) as context:
+                command.invoke(context)
+        return 0
+    except typer.Exit as exit:
+        return exit.exit_code
+    except _UsageError as error:
         error.show()
-        return _failed(2, error.format_message(), as_json)
+        return _failed(BadRequest.exit_code, error.format_message(), as_json)
     except PmdError as error:
         if {"-v", "--verbose"} & {*arguments}:
             traceback.print_exc()
         print(f"pmd: {error}", file=sys.stderr)
         return _failed(error.exit_code, str(error), as_json)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         message = "stopped by a signal; run the same line again to go on from here"
         print(f"pmd: {message}", file=sys.stderr)
         return _failed(Stopped.exit_code, message, as_json)
+
+
+# Typer carries a copy of click and does not name this class of it, the parent of the one that it names.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def _failed(code: int, message: str, as_json: bool) -> int:

@@ -197,6 +197,7 @@ def open_job(
         stack.enter_context(_holding(store))
         _check_definition(store, definition(corpus, limit))
         store.sweep()
+        stack.callback(store.sweep)  # again when the workers are gone: some may have been stopped at work
         yield Job(corpus, store, progress, chosen, limit, where, stack)
 
 

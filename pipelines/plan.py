@@ -7,16 +7,15 @@ How it stays small is told in pmd/plan.py; here is who does what, and when.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.job import Job, Task, read_plan
+from pipelines.job import Job, Task, numbered, read_plan
 from pipelines.run import Tell
 from pmd import plan as planning
 from pmd.errors import Refused
@@ -42,9 +41,7 @@ def _plan_source(job: Job, source: str) -> None:
     tasks = list(_parts(job, source))
     with job.progress.stage("plan", {source: len(tasks)}, unit="parts"):
         ends = [done.value for done in job.run(spill_part, tasks)]
-    with ExitStack() as stack:
-        spills = (stack.enter_context(job.store.open(task.spilled)) for task in tasks)
-        images, wanted = planning.distinct_images(spills)
+    images, wanted = planning.distinct_images(_opened(job.store, [task.spilled for task in tasks]))
     captions = sum(end["rows"] - end["rejected"] for end in ends)
     layout = planning.layout(
         captions=captions, images=images, wanted=wanted, images_per_shard=job.corpus.shard.images
@@ -68,7 +65,7 @@ def _plan_source(job: Job, source: str) -> None:
         "images": images,
         "images_to_fetch": wanted,
         "rejected": dropped,
-        "files": list(dict.fromkeys(task.file_name for task in tasks)),
+        "files": [*{task.file: task.file_name for task in tasks}.values()],
     }
     job.store.write_bytes(
         f"plan/{source}/plan.json", json.dumps(mark, indent=1, sort_keys=True).encode() + b"\n"
@@ -118,16 +115,16 @@ def _spill_folder(source: str, fingerprint: str) -> str:
 
 def _parts(job: Job, source: str) -> Iterator[SpillTask]:
     number = 0
-    names: list[str] = []
+    wholes: list[tuple[str, str | None]] = []  # annotation files by path: two may have one name
     for file in job.pins(source)["files"]:
         for part in READERS[source].parts(Path(file["path"])):
-            name = f"{file['name']}/{part.member}" if part.member else file["name"]
-            if not names or names[-1] != name:
-                names.append(name)
+            if not wholes or wholes[-1] != (part.path, part.member):
+                wholes.append((part.path, part.member))
             if job.limit is not None and part.first_row >= job.limit:
                 continue
+            name = f"{file['name']}/{part.member}" if part.member else file["name"]
             task = job.task(source, number)
-            place = len(names) - 1
+            place = len(wholes) - 1
             yield SpillTask(**vars(task), part=part, file=place, file_name=name, limit=job.limit)
             number += 1
 
@@ -145,7 +142,7 @@ def spill_part(task: SpillTask, tell: Tell) -> dict[str, Any]:
             )
     with store.open(task.spilled) as kept, store.open(task.rejected) as lost:
         rejected_rows = pa.ipc.open_file(lost).read_all().num_rows
-        rows = pa.ipc.open_file(kept).read_all().num_rows + rejected_rows
+        rows = planning.count_captions(kept) + rejected_rows
     return {"rows": rows, "rejected": rejected_rows, "published": store.published, "tick": {"done": 1}}
 
 
@@ -169,13 +166,19 @@ def deal_part(task: DealTask, tell: Tell) -> dict[str, Any]:
 def gather_group(task: GatherTask, tell: Tell) -> dict[str, Any]:
     """Write the plan files of one group of shards."""
     store = Store(task.root)
-    with ExitStack() as stack:
-        dealt = (stack.enter_context(store.open(name)) for name in task.dealt)
-        tables = planning.gather(dealt, source=task.source, group=task.number, layout=task.layout)
-        for number, table in tables:
-            with store.writing(f"plan/{task.source}/{number:05d}.parquet") as path:
-                write_table(path, table, fingerprint=task.fingerprint)
+    dealt = _opened(store, task.dealt)
+    tables = planning.gather(dealt, source=task.source, group=task.number, layout=task.layout)
+    for number, table in tables:
+        with store.writing(numbered("plan", task.source, number)) as path:
+            write_table(path, table, fingerprint=task.fingerprint)
     return {"published": store.published}
+
+
+def _opened(store: Store, names: Iterable[str]) -> Iterator[BinaryIO]:
+    """Files one after the other: there may be more parts than files that a process may have open."""
+    for name in names:
+        with store.open(name) as file:
+            yield file
 
 
 def _collect_rejected(store: Store, tasks: list[SpillTask], path: Any, *, fingerprint: str) -> dict[str, int]:

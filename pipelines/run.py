@@ -11,6 +11,7 @@ and no more; results are taken as they come; a task that fails is tried again, a
 reported with its error, never dropped.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -71,13 +72,13 @@ class Workers(Protocol):
 def workers(where: Where) -> Generator[Workers]:
     """The workers that a command line asks for, for the time of the block."""
     if where.inline:
-        with _stopping_on_signals():
+        with stopping_on_signals():
             yield Inline()
         return
     _start_ray(where)
     try:
         # After ray.init, which installs a handler of its own.
-        with _stopping_on_signals():
+        with stopping_on_signals():
             yield OnRay()
     finally:
         import ray
@@ -90,10 +91,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def _stopping_on_signals() -> Generator[None]:
+def stopping_on_signals() -> Generator[None]:
+    """SIGINT and SIGTERM raise Interrupted, for the time of the block; a second one ends the process at once."""
+
     def stop(number: int, _frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
-        raise Interrupted(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise Interrupted(signal.Signals(number).name) from None
+        # An exception would land in whichever coroutine happens to run; cancelling lets all of them clean up.
+        loop.call_soon_threadsafe(_cancel_all, loop)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -101,6 +109,11 @@ def _stopping_on_signals() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
 
 
 class Inline:
@@ -115,6 +128,8 @@ class Inline:
                 try:
                     yield Done(task, value=function(task, lambda word, task=task: heard(task, word)))
                     break
+                except asyncio.CancelledError:
+                    raise Interrupted from None
                 except Exception as error:
                     if _is_final(error) or attempt == ATTEMPTS:
                         yield Done(task, error=_told(error))
@@ -141,7 +156,9 @@ class OnRay:
         self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
     ) -> Iterator[Done]:
         ray = self._ray
-        call: Any = ray.remote(num_cpus=1, max_retries=0)(_call)  # we count attempts ourselves
+        # We count attempts ourselves. The name is what `ps` and Ray's own tools show of a worker.
+        options = {"num_cpus": 1, "max_retries": 0, "name": getattr(function, "__name__", "task")}
+        call: Any = ray.remote(**options)(_call)
         waiting = enumerate(tasks)
         flying: dict[Any, tuple[int, Any, int]] = {}  # reference -> (number, task, attempt)
         by_number: dict[int, Any] = {}

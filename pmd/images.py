@@ -351,13 +351,13 @@ def _in_bounds(width: int, height: int, spec: ImageSpec) -> bool:
 
 def _decode(kind: _Kind, file: _File, target: tuple[int, int]) -> Image.Image:
     """Opaque pixels in mode L, RGB or CMYK; a JPEG's perhaps fewer, but twice the target each way."""
-    with kind.decoder(BytesIO(file.pixels)) as image:
-        if image.size != (file.width, file.height):  # then the bounds were checked for nothing
-            raise ValueError(f"decodes to {image.size} px, its header says {file.width, file.height}")
-        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target stays for the filter.
-        image.draft(None, (2 * target[0], 2 * target[1]))
-        image.load()
-        return _flatten(image)
+    image = kind.decoder(BytesIO(file.pixels))
+    if image.size != (file.width, file.height):  # then the bounds were checked for nothing
+        raise ValueError(f"decodes to {image.size} px, its header says {file.width, file.height}")
+    # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target stays for the filter.
+    image.draft(None, (2 * target[0], 2 * target[1]))
+    image.load()
+    return _flatten(image)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -371,7 +371,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         flat.paste(layer, mask=layer)
         return flat
     if image.mode in ("L", "RGB", "CMYK"):
-        return image.copy()  # of its own memory: the decoder's closes with its file
+        return image
     return image.convert("L" if grey else "RGB")
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,7 +83,7 @@ class ImageSpec(Section):
     # The last three are of the served image. px of its shorter side; less is dropped.
     min_side: Annotated[int, SEMANTIC, Field(ge=0)] = 0
     # Longer side over shorter side; more is dropped.
-    max_aspect: Annotated[float, SEMANTIC, Field(ge=1)] = 20.0
+    max_aspect: Annotated[float, SEMANTIC, Field(ge=1, allow_inf_nan=False)] = 20.0
     # Read from its header: an image of more is never decoded.
     max_pixels: Annotated[int, SEMANTIC, Field(ge=1)] = 64_000_000
 
@@ -127,7 +127,9 @@ class Corpus(Section):
 
     def definition(self) -> dict[str, Any]:
         """The semantic keys alone, as plain JSON values: what the fingerprint is made of."""
-        return _semantic(self)
+        # Each source's rules, described or not: to say where a source's files are changes nothing.
+        rules = {name: _semantic(self.source_spec(name)) for name in self.sources}
+        return _semantic(self) | {"source": rules}
 
 
 def _semantic(value: Any) -> Any:
@@ -154,7 +156,7 @@ def load_corpus(path: str | Path) -> Corpus:
     Relative `files` and `ca_file` are taken from the folder of the corpus file. Raises BadRequest with every
     fault found.
     """
-    file = find_manifest("corpora", str(path))
+    file = _corpus_file(str(path))
     corpus = parse_corpus(_read_toml(file), where=str(file))
     at = file.parent
     sources = {
@@ -180,17 +182,17 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
     return corpus
 
 
-def find_manifest(kind: Literal["corpora", "sources"], name: str) -> Path:
+def _corpus_file(name: str) -> Path:
     """The file behind a path, or behind the bare name of one that we ship."""
     path = Path(name)
     if path.is_file():
         return path
-    shipped = manifest_folder() / kind
+    shipped = manifest_folder() / "corpora"
     if path.suffix == "" and len(path.parts) == 1 and (shipped / f"{name}.toml").is_file():
         return shipped / f"{name}.toml"
     ours = sorted(file.stem for file in shipped.glob("*.toml"))
     raise BadRequest(
-        f"{name}: no such file, and no {kind} manifest of that name; ours are: {', '.join(ours) or 'none'}"
+        f"{name}: no such file, and no corpus of ours has that name; they are: {', '.join(ours) or 'none'}"
     )
 
 
@@ -213,9 +215,9 @@ def _from(folder: Path, entry: str) -> str:
 
 def _fault(model: type[Section], item: Any) -> str:
     """One pydantic error as a sentence: where, what, and the nearest known key."""
-    place = [str(part) for part in item["loc"]]
+    place = [str(part) for part in item["loc"] if part != "[key]"]
     where = ".".join(place)
-    if item["type"] == "extra_forbidden":
+    if item["type"] == "extra_forbidden" or item["loc"][-1] == "[key]":
         known = _keys_at(model, place[:-1])
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -227,7 +229,7 @@ def _fault(model: type[Section], item: Any) -> str:
 
 def _keys_at(model: type[Section], place: list[str]) -> list[str]:
     if model is Corpus and place[:1] == ["source"]:
-        return [*SourceSpec.model_fields]
+        return [*SourceSpec.model_fields] if place[1:] else [*get_args(SourceName)]
     if model is Source and place[:1] == ["file"]:
         return [*AnnotationFile.model_fields]
     for part in place:
@@ -261,7 +263,9 @@ class Source(Section):
 
 def load_source(name: str) -> Source:
     """The manifest of one of the nine sources."""
-    file = find_manifest("sources", name)
+    file = manifest_folder() / "sources" / f"{name}.toml"
+    if not file.is_file():
+        raise BadRequest(f"{name}: we have no {file}")
     try:
         return Source.model_validate(_read_toml(file))
     except ValidationError as error:

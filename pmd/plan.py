@@ -36,7 +36,8 @@ SPILL = pa.schema(
     + [pa.field(name, pa.string()) for name in ("license", "license_url", "attribution", "meta")]
     + [CAPTION.field(index) for index in range(CAPTION.num_fields)]
 )
-BATCH = 8_192  # rows turned into columns at a time
+BATCH = 8_192  # outcomes turned into columns at a time
+HAND = 32  # batches that deal holds in memory
 GROUP = 200_000  # records that gather holds in memory, about
 
 
@@ -101,8 +102,9 @@ def _batches(outcomes: Iterable[Record | Rejected]) -> Iterator[list[Record | Re
 
 
 def _columns(records: Sequence[Record], *, file: int, rules: TextSpec) -> pa.RecordBatch:
-    """The records as SPILL columns, a row a caption. Transposed by zip: a loop over rows would double the cost."""
+    """The records as SPILL columns, a row a caption. Transposed by zip: a loop would double the cost."""
     keys, urls, captions, licenses, license_urls, attributions, metas = zip(*records, strict=True)
+    assert all(captions), "a record has a caption; a row without one is Rejected"
     texts, rows, ids, boxes = zip(*itertools.chain.from_iterable(captions), strict=True)
     of_record = [pa.array([key_hash(key) for key in keys], pa.uint64())]
     of_record += [
@@ -131,6 +133,13 @@ def _rejected(refused: Sequence[Rejected], name: str) -> pa.RecordBatch:
         pa.array([item.detail for item in refused], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=REJECTED)
+
+
+def count_captions(spilled: BinaryIO) -> int:
+    """The rows of a spill, read without their strings."""
+    options = pa.ipc.IpcReadOptions(included_fields=[0])
+    with pa.ipc.open_file(spilled, options=options) as reader:
+        return sum(reader.get_batch(place).num_rows for place in range(reader.num_record_batches))
 
 
 def distinct_images(spills: Iterable[BinaryIO]) -> tuple[int, int]:
@@ -179,19 +188,30 @@ def layout(*, captions: int, images: int, wanted: int, images_per_shard: int) ->
 
 
 def deal(spilled: BinaryIO, dealt: Path, *, layout: Layout) -> None:
-    """Sort one spill by group: batch g of the new file holds the rows of group g."""
-    with pa.ipc.open_file(spilled) as reader:
-        table = reader.read_all().combine_chunks()
-    shard = table["hash"].to_numpy() % np.uint64(layout.shards)
+    """Sort one spill by group: of every `layout.groups` batches of the new file, the g-th is for group g."""
+    with (
+        pa.ipc.open_file(spilled) as reader,
+        pa.OSFile(str(dealt), "wb") as file,
+        pa.ipc.new_file(file, SPILL) as writer,
+    ):
+        # A hand at a time: a part may be as big as an annotation file is, where that is a gzip.
+        for first in range(0, reader.num_record_batches, HAND):
+            last = min(first + HAND, reader.num_record_batches)
+            batches = [reader.get_batch(place) for place in range(first, last)]
+            for piece in _by_group(pa.Table.from_batches(batches, SPILL).combine_chunks(), layout):
+                writer.write_batch(piece)
+
+
+def _by_group(rows: pa.Table, layout: Layout) -> Iterator[pa.RecordBatch]:
+    """The rows of each group, in the order they have."""
+    shard = rows["hash"].to_numpy() % np.uint64(layout.shards)
     group = layout.group_of(shard.astype(np.int64))
     order = np.argsort(group, kind="stable")
     edges = np.searchsorted(group[order], np.arange(layout.groups + 1))
-    with pa.OSFile(str(dealt), "wb") as file, pa.ipc.new_file(file, SPILL) as writer:
-        for start, stop in itertools.pairwise(cast("list[int]", edges.tolist())):
-            piece = table.take(pa.array(order[start:stop])).combine_chunks()
-            batches = piece.to_batches()
-            empty = pa.RecordBatch.from_pylist([], schema=SPILL)
-            writer.write_batch(batches[0] if batches else empty)
+    for start, stop in itertools.pairwise(cast("list[int]", edges.tolist())):
+        batches = rows.take(pa.array(order[start:stop])).combine_chunks().to_batches()
+        assert len(batches) <= 1, f"{len(batches)} batches of {stop - start} rows"
+        yield batches[0] if batches else pa.RecordBatch.from_pylist([], schema=SPILL)
 
 
 def gather(
@@ -201,7 +221,9 @@ def gather(
     pieces: list[pa.RecordBatch] = []
     for file in dealt:
         with pa.ipc.open_file(file) as reader:
-            pieces.append(reader.get_batch(group))
+            pieces += [
+                reader.get_batch(place) for place in range(group, reader.num_record_batches, layout.groups)
+            ]
     rows = _in_order(pa.Table.from_batches(pieces, SPILL).combine_chunks(), layout)
     records, shard = _join(rows, source=source, layout=layout)
     for number in layout.shards_of(group):

@@ -133,9 +133,8 @@ def write_table(
     """One Parquet file, the same bytes for the same table, with its fingerprint and facts in the footer."""
     footer = {"pmd.fingerprint": fingerprint, "pmd.facts": json.dumps(facts or {}, sort_keys=True)}
     repeating = [name for name in _REPEATING if name in table.column_names]
-    pq.write_table(
-        table.replace_schema_metadata(footer), path, compression="zstd", use_dictionary=cast("Any", repeating)
-    )
+    whole = table.replace_schema_metadata(footer).combine_chunks()  # Parquet pages end where chunks do
+    pq.write_table(whole, path, compression="zstd", use_dictionary=cast("Any", repeating))
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,11 @@ def versions(spec: TextSpec) -> dict[str, str]:
 
 # Typographic signs and letters of western Europe. One alone between ASCII characters is what it seems:
 # mojibake shows in neighbours, or as one of the few letters left out here.
-PLAIN_SIGNS = (
+_PLAIN_SIGNS = (
     "".join(chr(code) for code in range(0xA1, 0x100) if chr(code) not in "\u00ad\u00c2\u00c3")
     + "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u20ac\u2122"
 )
-_PLAIN = re.compile(f"[{PLAIN_SIGNS}]?(?:[ -~]+[{PLAIN_SIGNS}])*[ -~]*")
+_PLAIN = re.compile(f"[{_PLAIN_SIGNS}]?(?:[ -~]+[{_PLAIN_SIGNS}])*[ -~]*")
 
 # Cc, the bidirectional controls and what ftfy calls control characters, less those that are white space: \t
 # \n \x0b \x0c \r \x1c-\x1f \x85. Joiners (U+200C, U+200D) shape emoji and many scripts, so they stay.

@@ -1,4 +1,4 @@
-"""The laws of pmd/lock.py: a lock is what it was written as, to the bit; its root is the corpus's identity."""
+"""The laws of pmd/lock.py: a lock is what it was written as, to the bit, and its root names the corpus."""
 
 import json
 from typing import Any

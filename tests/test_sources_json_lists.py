@@ -125,6 +125,13 @@ def test_a_list_of_any_length_is_read_in_bounded_memory() -> None:
     assert peak < 4 * ROW_BYTES
 
 
+def test_only_one_element_has_to_fit_into_the_bound_not_all_of_them() -> None:
+    row = "x" * 20_000  # longer than a block, so that every block ends inside an element
+    content = json.dumps({"rows": [[row]] * 200}).encode()
+    assert len(content) > 2 * ROW_BYTES
+    assert read(content) == ([[row]] * 200, None)
+
+
 def read(content: bytes, size: int = 16384) -> tuple[list[Any], str | None]:
     found: list[Any] = []
     try:

@@ -1,6 +1,7 @@
 """The laws of pmd/tables.py: the same table is the same file, and every row is counted once."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,21 @@ def row(number: int, reasons: list[str | None], status: str, reason: str | None)
 
 
 def test_a_table_is_the_same_file_however_its_rows_lie_in_memory(tmp_path: Path) -> None:
-    rows = [row(number, [None, "caption_short"], "success", None) for number in range(1000)]
-    whole = pa.Table.from_pylist(rows, INDEX)
-    pieces = pa.concat_tables([whole.slice(0, 1), whole.slice(1, 600), whole.slice(601)])
-    cut_out = pa.concat_tables([whole, whole]).combine_chunks().slice(500, 1000)
-    in_place = pa.concat_tables([cut_out.slice(500), cut_out.slice(0, 500)])
+    rows = 20_000
+    columns = [
+        pa.repeat(pa.scalar("a.tsv"), rows),
+        pa.array(range(rows)),
+        pa.array(["input_malformed", "input_bad_url"] * (rows // 2)),
+        pa.array(
+            [f"expected a URL, found {row}" * 5 for row in range(rows)]
+        ),  # a few pages of a Parquet file
+    ]
+    whole = pa.table(columns, schema=REJECTED)
+    edges = [0, 1, 7_000, 7_001, 15_000, rows]
+    pieces = pa.concat_tables([whole.slice(start, stop - start) for start, stop in pairwise(edges)])
+    twice = pa.concat_tables([whole, whole]).combine_chunks()
     files: set[bytes] = set()
-    for table in (whole, pieces, in_place):
+    for table in (whole, pieces, twice.slice(rows)):
         assert table.equals(whole)
         write_table(tmp_path / "a.parquet", table, fingerprint="f")
         files.add((tmp_path / "a.parquet").read_bytes())

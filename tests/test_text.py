@@ -22,6 +22,7 @@ from pmd.text import MAX_RAW_CHARS, clean, judge, versions
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
 # Any character, and often those that cleaning is about.
+WESTERN = text._PLAIN_SIGNS  # pyright: ignore[reportPrivateUsage]
 SIGNS = "".join(ftfy.badness.MOJIBAKE_CATEGORIES.values())
 CHARACTERS = st.one_of(
     st.characters(max_codepoint=0x7F),
@@ -74,26 +75,24 @@ def test_a_caption_is_cleaned(raw: str, cleaned: str) -> None:
     assert clean([raw]) == [cleaned]
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True)
+@settings(max_examples=2000, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_what_looks_clean_is_what_repairing_leaves_alone(raw: str) -> None:
     if text._is_clean(raw):  # pyright: ignore[reportPrivateUsage]
         assert text._repaired(raw) == raw  # pyright: ignore[reportPrivateUsage]
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True)
-@given(
-    st.text(
-        st.sampled_from(text.PLAIN_SIGNS + "aZ1 .'(") | st.characters(min_codepoint=32, max_codepoint=126)
-    )
-)
-def test_one_western_sign_between_ascii_is_left_alone(raw: str) -> None:
-    if text._is_clean(raw):  # pyright: ignore[reportPrivateUsage]
-        assert text._repaired(raw) == raw  # pyright: ignore[reportPrivateUsage]
-        assert not ftfy.badness.is_bad(raw)
+def test_one_western_sign_between_ascii_is_left_alone() -> None:
+    before = ("", "a", "a ", "Z", "1", ".", "?", "(", "a.", "' ")
+    after = ("", "a", " a", "Z", " Z", "1", ".", " .", ")", " \u2019s", " 1")
+    for sign in WESTERN:
+        for raw in (left + sign + right for left in before for right in after):
+            if text._is_clean(raw):  # pyright: ignore[reportPrivateUsage]
+                assert text._repaired(raw) == raw  # pyright: ignore[reportPrivateUsage]
+                assert not ftfy.badness.is_bad(raw)
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True)
+@settings(max_examples=2000, deadline=None, derandomize=True)
 @given(TEXTS)
 @example("\ud800")
 @example("&amp;" * 3)
@@ -184,6 +183,20 @@ CAPTIONS = [
     "a",
 ]
 
+# An unseeded langdetect says now one language of these, now another.
+AMBIGUOUS = [
+    "age",
+    "board",
+    "boyfriend",
+    "catahoula",
+    "detention",
+    "display",
+    "features",
+    "free",
+    "game",
+    "glorious",
+]
+
 
 def test_a_caption_in_another_language_or_in_none_is_dropped() -> None:
     other = Reason.CAPTION_LANGUAGE
@@ -196,12 +209,7 @@ def test_a_caption_in_another_language_or_in_none_is_dropped() -> None:
 
 
 def test_a_language_does_not_depend_on_what_was_detected_before_nor_on_the_thread() -> None:
-    captions = [caption for caption in CAPTIONS for _ in range(5)] + [
-        "el gato",
-        "o gato",
-        "de kat",
-        "hund og kat",
-    ]
+    captions = [*CAPTIONS, *AMBIGUOUS] * 3
     expected = languages(captions)
     order = list(range(len(captions)))
     random.Random(0).shuffle(order)
@@ -212,7 +220,7 @@ def test_a_language_does_not_depend_on_what_was_detected_before_nor_on_the_threa
 
 
 def test_a_language_does_not_depend_on_the_process() -> None:
-    captions = [*CAPTIONS, "el gato", "o gato", "de kat", "hund og kat"]
+    captions = [*CAPTIONS, *AMBIGUOUS]
     script = (
         "import json, sys; from tests.test_text import languages; "
         "print(json.dumps(languages(json.loads(sys.argv[1]))))"

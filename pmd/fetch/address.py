@@ -14,6 +14,7 @@ falls anew for each connection: of a row, of a redirect, of a retry.
 """
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import ssl
@@ -25,6 +26,7 @@ from typing import Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from pmd.errors import BadRequest
 from pmd.manifest import FetchSpec
@@ -177,9 +179,10 @@ class GuardedConnector(aiohttp.TCPConnector):
             # Idle connections count as open files, and most hosts are asked once: keep them for their next
             # row, not for the one a minute later.
             keepalive_timeout=5,
-            socket_factory=_open_decided,
+            socket_factory=open_decided,
         )
         self._policy = policy
+        self._factory = functools.partial(_Connection, loop=self._loop)
 
     async def _resolve_host(
         self, host: str, port: int, traces: Sequence[aiohttp.tracing.Trace] | None = None
@@ -198,11 +201,28 @@ class GuardedConnector(aiohttp.TCPConnector):
         return results
 
 
-def _open_decided(info: aiohttp.AddrInfoType) -> socket.socket:
+def open_decided(info: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, address = info
     if address[:2] not in _decided.get():
         raise BlockedAddress("an address that nobody decided on")
     return socket.socket(family, kind, protocol)
+
+
+class _Connection(ResponseHandler):
+    """aiohttp's connection, for servers that break their word."""
+
+    def close(self) -> None:
+        """At once: leaving TLS by the book waits for the server, and the worst never answer."""
+        self.abort()
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """Also for whoever reads the body: of broken chunks aiohttp tells only who waits for a header, and a
+        reader would wait until the deadline.
+        """
+        super().set_exception(exc, *([] if exc_cause is None else [exc_cause]))
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(exc)
 
 
 class _ThreadedLookup(AbstractResolver):

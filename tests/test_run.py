@@ -1,0 +1,291 @@
+"""The laws of pipelines/run.py, for tasks run here and for tasks run by a real Ray on this machine."""
+
+import contextlib
+import ipaddress
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.run import ATTEMPTS, Done, Tell, Where, Workers, workers
+from pmd.errors import BadRequest, Refused
+
+RAY_WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[Workers]:
+    with workers(Where(count=RAY_WORKERS)) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["inline", "ray"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    if request.param == "ray":
+        yield request.getfixturevalue("on_ray")
+        return
+    with workers(Where(inline=True)) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task that leaves a mark for each of its attempts, in files: it may be run by any process."""
+
+    folder: Path
+    name: str
+    what: Callable[["Job", int], Any] = lambda job, attempt: job.name
+    other: str = ""
+
+    def attempts(self) -> int:
+        return len([*self.folder.glob(f"{self.name}.attempt-*")])
+
+    def wait_for(self, name: str) -> None:
+        give_up = time.monotonic() + 30
+        while not (self.folder / name).exists():
+            assert time.monotonic() < give_up, f"{name} never came"
+            time.sleep(0.01)
+
+
+def work(job: Job, tell: Tell) -> Any:
+    attempt = job.attempts() + 1
+    (job.folder / f"{job.name}.attempt-{attempt}").touch()
+    return job.what(job, attempt)
+
+
+def ends(pool: Workers, jobs: list[Job]) -> dict[str, Done]:
+    """How each job ended, by name; each of them once."""
+    found = [*pool.run(work, jobs, heard=lambda job, word: None)]
+    assert sorted(done.task.name for done in found) == sorted(job.name for job in jobs)
+    return {done.task.name: done for done in found}
+
+
+# What jobs do
+
+
+def fail(job: Job, attempt: int) -> None:
+    raise OSError(28, "No space left on device", "/data/00042.tar")
+
+
+def fail_once(job: Job, attempt: int) -> int:
+    if attempt == 1:
+        fail(job, attempt)
+    return attempt
+
+
+def refuse(job: Job, attempt: int) -> None:
+    raise Refused("a.tsv: sha256 is 9a, pinned is c4. Bring it back.")
+
+
+def refuse_in_a_group(job: Job, attempt: int) -> None:
+    raise ExceptionGroup("several tasks", [ExceptionGroup("inner", [Refused("a.tsv changed")])])
+
+
+def die(job: Job, attempt: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(job: Job, attempt: int) -> int:
+    if attempt == 1:
+        die(job, attempt)
+    return attempt
+
+
+def wait_for_other(job: Job, attempt: int) -> str:
+    job.wait_for(f"{job.other}.ended")
+    return job.name
+
+
+# Ends
+
+
+def test_every_task_ends_once_with_its_value(pool: Workers, tmp_path: Path) -> None:
+    found = ends(pool, [Job(tmp_path, f"job-{number}") for number in range(20)])
+    assert {name: done.value for name, done in found.items()} == {name: name for name in found}
+    assert {done.error for done in found.values()} == {None}
+
+
+def test_a_task_that_goes_on_failing_is_reported_with_its_error_and_the_others_are_done(
+    pool: Workers, tmp_path: Path
+) -> None:
+    bad = Job(tmp_path, "bad", fail)
+    found = ends(pool, [Job(tmp_path, "before"), bad, *(Job(tmp_path, f"after-{n}") for n in range(5))])
+    assert bad.attempts() == ATTEMPTS
+    error = found.pop("bad").error
+    assert error is not None
+    assert error.startswith("OSError: [Errno 28] No space left on device: '/data/00042.tar'")
+    assert {done.value for done in found.values()} == {*found}
+
+
+def test_a_task_that_fails_once_is_done_at_its_next_attempt(pool: Workers, tmp_path: Path) -> None:
+    assert ends(pool, [Job(tmp_path, "shaky", fail_once)])["shaky"].value == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [(refuse, "a.tsv: sha256 is 9a, pinned is c4. Bring it back."), (refuse_in_a_group, "a.tsv changed")],
+)
+def test_an_error_of_ours_is_final_and_told_in_its_own_words(
+    pool: Workers, tmp_path: Path, what: Callable[[Job, int], Any], said: str
+) -> None:
+    job = Job(tmp_path, "wrong", what)
+    assert ends(pool, [job])["wrong"].error == said
+    assert job.attempts() == 1
+
+
+def test_a_task_whose_worker_is_killed_is_begun_anew(on_ray: Workers, tmp_path: Path) -> None:
+    found = ends(on_ray, [Job(tmp_path, "struck", die_once), Job(tmp_path, "other")])
+    assert (found["struck"].value, found["other"].value) == (2, "other")
+
+
+def test_a_task_that_always_kills_its_worker_is_named_and_the_others_are_done(
+    on_ray: Workers, tmp_path: Path
+) -> None:
+    deadly = Job(tmp_path, "deadly", die)
+    found = ends(on_ray, [deadly, *(Job(tmp_path, f"other-{n}") for n in range(5))])
+    assert deadly.attempts() == ATTEMPTS
+    assert "its worker died" in (found.pop("deadly").error or "")
+    assert {done.value for done in found.values()} == {*found}
+
+
+def test_results_are_given_as_they_come_not_as_they_were_asked_for(on_ray: Workers, tmp_path: Path) -> None:
+    jobs = [Job(tmp_path, "slow", wait_for_other, other="fast"), Job(tmp_path, "fast")]
+    order: list[str] = []
+    for done in on_ray.run(work, jobs, heard=lambda job, word: None):
+        order.append(done.task.name)
+        (tmp_path / f"{done.task.name}.ended").touch()
+    assert order == ["fast", "slow"]
+
+
+def test_tasks_are_taken_as_workers_need_them(pool: Workers, tmp_path: Path) -> None:
+    taken = ended = most = 0
+
+    def jobs() -> Iterator[Job]:
+        nonlocal taken, most
+        for number in itertools.count():  # never ends, so it must not be read to its end
+            taken += 1
+            most = max(most, taken - ended)
+            yield Job(tmp_path, f"job-{number}")
+
+    with contextlib.closing(pool.run(work, jobs(), heard=lambda job, word: None)) as found:  # type: ignore[type-var]
+        for _ in itertools.islice(found, 20):
+            ended += 1
+    assert most <= RAY_WORKERS + 2
+
+
+# Words
+
+
+def tell_and_wait(job: Job, tell: Tell) -> None:
+    attempt = job.attempts() + 1
+    (job.folder / f"{job.name}.attempt-{attempt}").touch()
+    tell({"done": attempt})
+    job.wait_for(f"{job.name}.heard-{attempt}")
+    if attempt == 1:
+        fail(job, attempt)
+
+
+def test_what_a_running_task_tells_is_heard_and_taken_back_when_it_begins_anew(
+    pool: Workers, tmp_path: Path
+) -> None:
+    words: list[tuple[str, Any]] = []
+
+    def heard(job: Job, word: Any) -> None:
+        words.append((job.name, word))
+        if word is not None:
+            (tmp_path / f"{job.name}.heard-{word['done']}").touch()
+
+    (done,) = pool.run(tell_and_wait, [Job(tmp_path, "chatty")], heard=heard)
+    assert done.error is None
+    told = [entry for place, entry in enumerate(words) if place or entry[1] is not None]
+    assert told == [("chatty", {"done": 1}), ("chatty", None), ("chatty", {"done": 2})]
+
+
+# Ray itself
+
+
+@pytest.mark.parametrize(
+    "given", [{"count": 2, "inline": True}, {"count": 2, "ray": "a:1"}, {"ray": "a", "inline": True}]
+)
+def test_one_kind_of_workers_is_asked_for(given: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="exclude each other"):
+        Where(**given)
+
+
+def test_workers_are_at_least_one() -> None:
+    with pytest.raises(BadRequest, match="at least 1"):
+        Where(count=0)
+
+
+def test_our_ray_listens_on_loopback_alone(on_ray: Workers, tmp_path: Path) -> None:
+    ends(on_ray, [Job(tmp_path, f"job-{number}") for number in range(4)])  # so that all its processes are up
+    listening: list[str] = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.append(connection.laddr.ip)
+    assert len(listening) > 3, "Ray's own services at least"
+    assert {address for address in listening if not ipaddress.ip_address(address).is_loopback} == set()
+
+
+def test_nobody_joins_our_ray_without_its_token(on_ray: Workers) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    join = f"import ray; ray.init(address={address!r}); print('joined')"
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        done = subprocess.run(
+            [sys.executable, "-c", join], capture_output=True, text=True, env=stranger | token
+        )
+        assert done.returncode != 0 and "joined" not in done.stdout
+
+
+SLEEPS = """
+import pathlib, sys, time
+from pipelines.run import Interrupted, Where, workers
+
+def sleep(task, tell):
+    pathlib.Path(task).touch()
+    time.sleep(600)
+
+try:
+    with workers(Where({where})) as pool:
+        list(pool.run(sleep, [sys.argv[1]], heard=print))
+except Interrupted as error:
+    print("stopped by", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("inline=True", signal.SIGTERM), ("inline=True", signal.SIGINT), ("count=1", signal.SIGTERM)],
+)
+def test_a_signal_ends_the_run_and_all_of_its_processes(
+    tmp_path: Path, where: str, number: signal.Signals
+) -> None:
+    begun = tmp_path / "begun"
+    # An address in the environment is another Ray's, which was not asked for.
+    elsewhere = os.environ | {"RAY_ADDRESS": "192.0.2.1:6379", "PYTHONUNBUFFERED": "1"}
+    script = SLEEPS.replace("{where}", where)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(begun)], stdout=subprocess.PIPE, text=True, env=elsewhere
+    ) as process:
+        while not begun.exists():
+            assert process.poll() is None, "it ended before it began"
+            time.sleep(0.05)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(number)
+        told, _ = process.communicate(timeout=60)
+    assert f"stopped by {number.name}" in told
+    assert psutil.wait_procs(family, timeout=20)[1] == []
