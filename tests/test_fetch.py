@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import os
+import resource
 import socket
 import time
 import tracemalloc
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
-from pmd.errors import BadRequest
+from pmd.errors import BadRequest, PmdError
 from pmd.fetch.address import AddressPolicy, BlockedAddress, open_decided
 from pmd.fetch.client import Answer, Client
 from pmd.fetch.url import BadUrl, follow, read_url
@@ -231,6 +233,22 @@ def test_what_is_sent_against_the_rules_ends_at_once(parts: list[bytes], reason:
     assert answer.reason == reason, answer.detail
     assert answer.seconds < 1
     assert reason or answer.body in (b"abc", b"01234abc")
+
+
+def test_a_machine_out_of_files_is_not_the_fault_of_its_rows(web: Web) -> None:
+    async def with_no_file_left() -> None:
+        async with Client(spec_for(web)) as client:
+            free = os.dup(0)  # the lowest number there is
+            os.close(free)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+            try:
+                with pytest.raises(PmdError, match="ulimit"):
+                    await client.fetch("http://files.example/")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    asyncio.run(with_no_file_left())
 
 
 # Trying again
@@ -539,7 +557,7 @@ def test_a_few_headers_are_kept_and_made_harmless(web: Web) -> None:
         "content-type": "image/jpeg",
         "content-length": str(len(BODY)),
         "etag": "a [31mb",
-        "last-modified": "x" * 500,
+        "last-modified": "x" * 2_000,
         "x-robots-tag": "noai",
     }
 
@@ -739,6 +757,7 @@ def test_connect_to_may_name_a_host(web: Web) -> None:
         {"connect_to": {"": "127.0.0.1:80"}},
         {"allow_private": ("10.0.0.1/8",)},
         {"ca_file": "/no/such/file.pem"},
+        {"user_agent": "me\r\nCookie: 1"},
     ],
 )
 def test_a_spec_that_cannot_be_followed_is_a_bad_request(keys: dict[str, Any]) -> None:

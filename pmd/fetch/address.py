@@ -43,7 +43,7 @@ class BlockedAddress(RuntimeError):
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """What [fetch] says about addresses."""
+    """What [fetch] says about addresses: connect_to and allow_private, read."""
 
     # (host or "*", port or None for any) -> where it really is, as curl --connect-to.
     connect_to: Mapping[tuple[str, int | None], tuple[str, int]]
@@ -89,7 +89,7 @@ class AddressPolicy:
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:
-    """ "host", "host:port", "[::1]" or "[::1]:port"; an empty host where it is none of these."""
+    """Of "host", "host:port", "[::1]" or "[::1]:port"; an empty host where it is none of these."""
     if text.startswith("["):
         host, _, port = text[1:].partition("]")
         port = port.removeprefix(":")
@@ -202,6 +202,7 @@ class GuardedConnector(aiohttp.TCPConnector):
 
 
 def open_decided(info: aiohttp.AddrInfoType) -> socket.socket:
+    """The socket of a connection, if its address is one that was decided on. Raises BlockedAddress."""
     family, kind, protocol, _, address = info
     if address[:2] not in _decided.get():
         raise BlockedAddress("an address that nobody decided on")

@@ -12,6 +12,7 @@ redirect or of an error is never read, and no cookie, referrer or credential is 
 """
 
 import asyncio
+import errno
 import random
 import re
 import ssl
@@ -27,7 +28,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from pmd.errors import BadRequest
+from pmd.errors import BadRequest, PmdError
 from pmd.fetch.address import AddressPolicy, BlockedAddress, GuardedConnector
 from pmd.fetch.url import BadUrl, follow, read_url
 from pmd.manifest import FetchSpec
@@ -52,9 +53,10 @@ KEPT_HEADERS = (
     "tdm-reservation",
     "tdm-policy",
 )
-KEPT_LENGTH = 500  # characters of each, and of a detail
+KEPT_LENGTH = 2_000  # characters of each, and of a detail
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+# C0 and C1, what turns the direction of text, and what no encoding can write.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Answer:
     attempts: int = 1
     seconds: float = 0.0  # with all waiting
     headers: Mapping[str, str] = field(default_factory=dict[str, str])  # of KEPT_HEADERS, names in lower case
+
+    def __post_init__(self) -> None:
+        assert (self.body is None) != (self.reason is None), self
 
     @property
     def message(self) -> str:
@@ -107,6 +112,8 @@ class Client:
         self.requests = 0  # begun, redirects and further attempts counted
         self._spec = spec
         self._policy = AddressPolicy.of(spec)
+        if not (spec.user_agent.isascii() and spec.user_agent.isprintable()):
+            raise BadRequest(f"[fetch] user_agent: {spec.user_agent!r} is not plain ASCII text")
         try:
             self._tls = ssl.create_default_context(cafile=spec.ca_file)
         except OSError as error:
@@ -138,7 +145,8 @@ class Client:
         """Ask for a URL, again after a transient failure, and say how it ended.
 
         Each attempt has spec.timeout_s for itself: looking up names, all redirects, to the last byte. Waiting
-        for a free slot and pausing between attempts do not count.
+        for a free slot and pausing between attempts do not count. Raises PmdError where this machine is at
+        its end, so that its rows are not blamed on the web.
         """
         begun = time.monotonic()
         attempts = 1
@@ -202,6 +210,11 @@ class Client:
         except TimeoutError:
             return replace(reply, reason=Reason.TIMEOUT, detail=f"at {url}")
         except (aiohttp.ClientError, HttpProcessingError, BlockedAddress, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise PmdError(
+                    f"no more open files for connections ({error.strerror}): raise `ulimit -n`, or lower "
+                    f"connections in [fetch], which is {self._spec.connections}"
+                ) from error
             return replace(reply, reason=_reason(error), detail=f"{type(error).__name__}: {error}")
 
     @asynccontextmanager

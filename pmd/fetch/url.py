@@ -14,7 +14,7 @@ from yarl import URL
 
 from pmd.records import Reason
 
-MAX_LENGTH = 8_000  # bytes of a URL as sent: what servers commonly take
+MAX_LENGTH = 8_000  # characters of a URL: what servers commonly take
 
 _PARTS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?://(?P<site>[^/?#]*)(?P<rest>[^#]*))?", re.IGNORECASE)
 _SITE = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^:@\[\]\\%]+)(?::(?P<port>[0-9]{0,5}))?", re.IGNORECASE)
@@ -38,6 +38,8 @@ def read_url(text: str) -> URL:
     the fragment goes. Credentials (user:password@) are refused: none shall reach a log or a server.
     """
     text = text.strip()
+    if len(text) > MAX_LENGTH:
+        raise BadUrl(Reason.INPUT_BAD_URL, f"is longer than {MAX_LENGTH} characters")
     if any(character < " " or character == "\x7f" for character in text):
         raise BadUrl(Reason.INPUT_BAD_URL, "has control characters")
     parts = _PARTS.match(text)
@@ -64,7 +66,7 @@ def read_url(text: str) -> URL:
     host = _host(site["host"])
     at = f"{host}:{port}" if port else host
     if len(at) + len(path) > MAX_LENGTH:
-        raise BadUrl(Reason.INPUT_BAD_URL, f"is longer than {MAX_LENGTH} bytes")
+        raise BadUrl(Reason.INPUT_BAD_URL, f"is longer than {MAX_LENGTH} characters as sent")
     return URL(f"{scheme}://{at}{path}", encoded=True)
 
 
