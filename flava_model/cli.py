@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, help="FLAVA over the shards that `pmd` writes. This version brings no commands yet.")
+app = typer.Typer(add_completion=False, help="FLAVA over the shards that `pmd` writes; no commands yet.")
 
 
 @app.callback(invoke_without_command=True)

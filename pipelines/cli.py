@@ -104,7 +104,8 @@ def lock_command(
     with open_job(
         load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
     ) as job:
-        _tell_corpus(job, lock(job), as_json=as_json)
+        made = lock(job)
+    _tell_corpus(job, made, as_json=as_json)
 
 
 @app.command("build", help="All stages, pin to lock, going on wherever an earlier run stopped.")
@@ -123,7 +124,8 @@ def build_command(
     with open_job(
         load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
     ) as job:
-        _tell_corpus(job, build(job), as_json=as_json)
+        made = build(job)
+    _tell_corpus(job, made, as_json=as_json)
 
 
 def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:

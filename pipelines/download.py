@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pmd.fetch.client import Answer, Client
 
 from pipelines.job import Job, Task, finished, numbered
 from pipelines.run import Tell
 from pmd import images
+from pmd.fetch.client import Answer, Client
 from pmd.records import Reason
 from pmd.shards import TarWriter
 from pmd.storage import Store
@@ -125,7 +125,7 @@ class _Download:
         self._dropped: Counter[str] = Counter()
 
     async def run(self, records: list[_Record]) -> None:
-        # Bounds bodies in memory. Twice the connections, so that the rows of one slow host do not stop all others.
+        # Bounds bodies in memory. Twice the connections, so that one slow host does not stop all others.
         slots = asyncio.Semaphore(2 * self._spec.fetch.connections)
         with ThreadPoolExecutor(DECODERS) as decoders:
             async with Client(self._spec.fetch) as client, asyncio.TaskGroup() as group:

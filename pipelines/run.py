@@ -16,11 +16,11 @@ import contextlib
 import os
 import secrets
 import signal
-import tempfile
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pmd.errors import BadRequest, PmdError
 
@@ -76,14 +76,16 @@ def workers(where: Where) -> Generator[Workers]:
             yield Inline()
         return
     _start_ray(where)
-    try:
-        # After ray.init, which installs a handler of its own.
-        with stopping_on_signals():
-            yield OnRay()
-    finally:
-        import ray
+    # Until it is shut down, Ray prints what becomes of workers on standard output, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            # After ray.init, which installs a handler of its own.
+            with stopping_on_signals():
+                yield OnRay()
+        finally:
+            import ray
 
-        ray.shutdown()
+            ray.shutdown()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -92,7 +94,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Generator[None]:
-    """SIGINT and SIGTERM raise Interrupted, for the time of the block; a second one ends the process at once."""
+    """SIGINT and SIGTERM raise Interrupted while the block runs; a second one ends the process at once."""
 
     def stop(number: int, _frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -126,14 +128,12 @@ class Inline:
             for attempt in range(1, ATTEMPTS + 1):
                 heard(task, None)
                 try:
-                    yield Done(task, value=function(task, lambda word, task=task: heard(task, word)))
-                    break
+                    end = _attempt(function, task, lambda word, task=task: heard(task, word))
                 except asyncio.CancelledError:
                     raise Interrupted from None
-                except Exception as error:
-                    if _is_final(error) or attempt == ATTEMPTS:
-                        yield Done(task, error=_told(error))
-                        break
+                if end.final or attempt == ATTEMPTS:
+                    yield Done(task, end.value, end.error)
+                    break
 
 
 class OnRay:
@@ -158,7 +158,7 @@ class OnRay:
         ray = self._ray
         # We count attempts ourselves. The name is what `ps` and Ray's own tools show of a worker.
         options = {"num_cpus": 1, "max_retries": 0, "name": getattr(function, "__name__", "task")}
-        call: Any = ray.remote(**options)(_call)
+        call: Any = ray.remote(**options)(_attempt_telling)
         waiting = enumerate(tasks)
         flying: dict[Any, tuple[int, Any, int]] = {}  # reference -> (number, task, attempt)
         by_number: dict[int, Any] = {}
@@ -180,19 +180,12 @@ class OnRay:
                 for reference in ready:
                     number, task, attempt = flying.pop(reference)
                     try:
-                        done = Done(task, value=ray.get(reference))
-                    except ray.exceptions.RayTaskError as error:
-                        cause = error.cause if isinstance(error.cause, Exception) else error
-                        done = Done(task, error=_told(cause))
-                        final = _is_final(cause)
+                        end: _End = ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        done = Done(task, error=f"its worker died: {str(error).splitlines()[0]}")
-                        final = False
-                    else:
-                        final = True
+                        end = _End(error=f"its worker died: {str(error).splitlines()[0]}", final=False)
                     del by_number[number]
-                    if final or attempt == ATTEMPTS:
-                        yield done
+                    if end.final or attempt == ATTEMPTS:
+                        yield Done(task, end.value, end.error)
                     else:
                         heard(task, None)
                         launch(number, task, attempt + 1)
@@ -206,8 +199,8 @@ class OnRay:
         return []
 
 
-def _call(function: Function, task: Any, board: Any, number: int) -> Any:
-    return function(task, lambda word: board.put.remote(number, word))
+def _attempt_telling(function: Function, task: Any, board: Any, number: int) -> "_End":
+    return _attempt(function, task, lambda word: board.put.remote(number, word))
 
 
 class _Board:
@@ -224,25 +217,33 @@ class _Board:
         return taken
 
 
-def _is_final(error: Exception) -> bool:
-    """Our own errors say that the world is wrong: another try would find it the same."""
-    return isinstance(error, PmdError)
+class _End(NamedTuple):
+    """How one attempt at a task ended. Errors are put into words where they arise: not all can be pickled."""
+
+    value: Any = None
+    error: str | None = None
+    final: bool = True  # another attempt would end the same
 
 
-def _told(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, PmdError):
-        return str(error)
-    where = traceback.extract_tb(error.__traceback__)
-    at = f" ({where[-1].filename}:{where[-1].lineno})" if where else ""
-    return f"{type(error).__name__}: {error}{at}"
+def _attempt(function: Function, task: Any, tell: Tell) -> _End:
+    try:
+        return _End(function(task, tell))
+    except Exception as raised:
+        error: BaseException = raised
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, PmdError):
+            return _End(error=str(error))  # it says that the world is wrong, and will be so again
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{where.filename}:{where.lineno}"
+        return _End(error=f"{type(error).__name__}: {error} ({at})", final=False)
 
 
 def _start_ray(where: Where) -> None:
     """Join a cluster, or start a Ray of our own: no dashboard, loopback only, and nobody joins it without its
     token.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's business
     if where.ray is None:
         # Read when ray is imported. Its name is history: it makes a node listen on 127.0.0.1 instead of all
         # addresses.
@@ -265,10 +266,10 @@ def _start_ray(where: Where) -> None:
             raise BadRequest(f"--ray {where.ray}: {error}") from None
         return
     ray.init(
+        address="local",  # or RAY_ADDRESS in the environment would be joined
         num_cpus=where.count or os.cpu_count() or 1,
         num_gpus=0,
         include_dashboard=False,
         object_store_memory=100 * 2**20,  # holds counts and names only
-        _temp_dir=tempfile.gettempdir() + "/ray",
         **common,
     )

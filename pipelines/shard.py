@@ -6,7 +6,7 @@ No file depends on another number's, so a shard is rebuilt alone, by anybody, wi
 """
 
 import hashlib
-import mmap
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipelines.filter import judged_raw
 from pipelines.job import Job, Task, finished, numbered
 from pipelines.run import Tell
 from pmd.errors import Damaged
-from pmd.shards import write_shard
+from pmd.shards import CHUNK, write_shard
 from pmd.storage import Store
 
 
@@ -46,9 +46,7 @@ def write_one(task: Task, tell: Tell) -> dict[str, Any]:
     tables = {stage: _read(store, task.name(stage)) for stage in ("plan", "raw", "filter")}
     if judged_raw(tables["filter"]) != judged_raw(tables["raw"]):
         store.remove(task.name("filter"))
-        raise Damaged(
-            f"{task.name('filter')} judges an earlier download; run the same line again to judge anew"
-        )
+        raise Damaged(f"{task.name('filter')} judges an earlier download; run the same line again")
     records = _with_verdicts(**tables)
     with store.reading(task.name("raw", "tar")) as raw_tar, ThreadPoolExecutor(1) as checker:
         # The raw tar is checked as a whole, on a thread: hashing each image by itself would take twice as long.
@@ -93,12 +91,16 @@ def _with_verdicts(*, plan: pa.Table, raw: pa.Table, filter: pa.Table) -> pa.Tab
 def _stored_images(raw_tar: Path, records: pa.Table) -> Iterator[bytes | None]:
     """Each kept record's image from the raw tar; None for the others."""
     columns = [records[name].to_pylist() for name in ("status", "offset", "size")]
-    with open(raw_tar, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as tar:
+    with open(raw_tar, "rb", buffering=0) as file:
         for status, offset, size in zip(*columns, strict=True):
-            yield tar[offset : offset + size] if status == "success" else None
+            yield os.pread(file.fileno(), size, offset) if status == "success" else None
 
 
 def _sha256(path: Path) -> str:
-    """In one call, which leaves the interpreter to others until it is done."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
-        return hashlib.sha256(whole).hexdigest()
+    """In large pieces: between two of them the thread has to wait for the interpreter."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()

@@ -5,8 +5,9 @@
             not an image   cut short        too big   damaged          each of these is a Reason
 
 The walk is ours and cheap. It reads the size before any decoder sees the file, finds the end marker (decoders
-may fill a cut picture with grey), takes orientation and colour profile, and hands on what makes pixels: no
-EXIF block, comment, thumbnail or preview reaches a decoder, so none can attack it or be stored.
+may fill a cut picture with grey), takes orientation and colour profile, and hands on what makes pixels (of a
+WebP all, whose decoder looks at nothing else): EXIF blocks, comments, thumbnails and previews reach no parser
+but ours, so none can attack it or be stored.
 """
 
 import functools

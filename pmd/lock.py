@@ -13,6 +13,8 @@ import hashlib
 import json
 from typing import Any
 
+from pydantic import Field
+
 from pmd.errors import Damaged
 from pmd.manifest import Section, canonical_json
 
@@ -22,7 +24,8 @@ FORMAT = 1
 class LockedFile(Section):
     """One file of the corpus; images and pairs are those in it (0 for what is not a tar)."""
 
-    path: str  # from the output's root
+    # From the output's root, and inside it: a lock may come from anybody.
+    path: str = Field(pattern=r"^[a-z0-9_-]+(/[a-z0-9_-]+)*\.[a-z]+$")
     sha256: str
     size: int
     images: int = 0

@@ -262,7 +262,8 @@ def _join(rows: pa.Table, *, source: str, layout: Layout) -> tuple[pa.Table, np.
     captions = pa.StructArray.from_arrays(
         [rows[name].combine_chunks() for name in CAPTION.names], fields=[*CAPTION]
     )
-    heads = rows.select(["hash", *(name for name in PLAN.names if name in rows.column_names)]).take(pa.array(first))
+    once = ["hash", "key", "url", "license", "license_url", "attribution", "meta"]
+    heads = rows.select(once).take(pa.array(first))
     columns = {
         "key": heads["key"],
         "source": pa.repeat(pa.scalar(source), len(first)),

@@ -25,7 +25,7 @@ from pmd.tables import INDEX, Counts, Footer, count_rows, write_table
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # tars are padded to whole records, as GNU tar and `tarfile` write them
-# Bytes that a tar is written in: many, because a thread that comes back for the interpreter waits its turn.
+# Bytes that a tar is written in: many, since a thread that comes back for the interpreter must wait.
 CHUNK = 8 << 20
 
 # Tars
@@ -128,7 +128,7 @@ class Member(NamedTuple):
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """The members of a tar, strictly: a header that is not as we write it is a ValueError naming its offset."""
+    """The members of a tar, strictly: a header that is not as we write it is a ValueError."""
     at = 0
     while True:
         file.seek(at)

@@ -1,4 +1,4 @@
-"""A corpus small enough to build many times in a test: two sources, every kind of loss, and the web it lives on."""
+"""A corpus small enough to build many times in a test: two sources, many losses, and the web it lives on."""
 
 import io
 import json

@@ -1,10 +1,14 @@
-"""The whole road, as its users walk it: `pmd` in processes of its own, on a real web, with real Ray and real kills."""
+"""The whole road, as its users walk it: `pmd` as a process, on a real web, with real Ray and real kills."""
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,8 +307,7 @@ def test_shards_survive_without_the_raw_files(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the tars open
 def test_samples_read_in_webdataset(small: Small, built: tuple[Path, dict[str, Any]]) -> None:
-    import webdataset
-
+    webdataset: Any = importlib.import_module("webdataset")  # makes its names at run time
     tars = sorted(str(path) for path in (built[0] / "shards" / "coco").glob("*.tar"))
     dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil")
     samples = {sample["__key__"]: sample for sample in dataset}
@@ -316,8 +319,7 @@ def test_samples_read_in_webdataset(small: Small, built: tuple[Path, dict[str, A
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the tars open
 def test_samples_read_in_datasets(small: Small, built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    import datasets
-
+    datasets: Any = importlib.import_module("datasets")
     tars = sorted(str(path) for path in (built[0] / "shards" / "coco").glob("*.tar"))
     loaded = datasets.load_dataset(
         "webdataset", data_files={"train": tars}, split="train", cache_dir=str(tmp_path)
@@ -429,15 +431,14 @@ REAL = Path(__file__).parents[2] / "shared" / "real"
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the tars open
 @pytest.mark.skipif(not REAL.is_dir(), reason="the genuine annotation rows are not here")
 def test_genuine_coco_photos_and_captions_come_through(tmp_path: Path) -> None:
-    import webdataset
-
+    webdataset: Any = importlib.import_module("webdataset")  # makes its names at run time
     annotations = REAL / "coco" / "annotations" / "captions_train2017.json"
     with Web() as web:
         web.folder("images.cocodataset.org", "/train2017/", REAL / "coco" / "train2017")
         corpus = tmp_path / "coco.toml"
         corpus.write_text(
-            f'name = "real"\nsources = ["coco"]\n[source.coco]\nfiles = ["{annotations}"]\n[shard]\nimages = 20\n'
-            f'[fetch]\nconnect_to = {{ "*:80" = "{web.http}" }}\n'
+            f'name = "real"\nsources = ["coco"]\n[source.coco]\nfiles = ["{annotations}"]\n'
+            f'[shard]\nimages = 20\n[fetch]\nconnect_to = {{ "*:80" = "{web.http}" }}\n'
         )
         told = pmd_json("build", corpus, "--out", tmp_path / "out", "--inline")
     assert (told["sources"]["coco"]["images"], told["sources"]["coco"]["pairs"]) == (80, 400)
@@ -476,3 +477,38 @@ def test_nothing_of_the_environment_is_needed(small: Small, tmp_path: Path) -> N
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_ray_cluster_joined_by_address_gives_the_same_corpus(
+    small: Small, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 64,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on loopback only
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = [str(Path(PMD).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    sockets = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a Unix socket must be short
+    start += ["--include-dashboard=false", f"--temp-dir={sockets}", "--disable-usage-stats"]
+    into: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    head = subprocess.Popen(start, env=environment, text=True, **into)
+    try:
+        assert head.stdout is not None
+        assert any("Ray runtime started" in line for line in iter(head.stdout.readline, ""))
+        done = subprocess.run(
+            [PMD, "build", small.corpus, "--out", tmp_path / "out", "--ray", f"127.0.0.1:{port}", "--json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["root"] == built[1]["root"]
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.communicate()
+        shutil.rmtree(sockets, ignore_errors=True)

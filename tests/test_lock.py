@@ -78,6 +78,15 @@ def test_a_root_that_is_not_that_of_the_files_is_damage_even_when_the_lock_agree
             read_lock(resealed(change), where="lock.json")
 
 
+@pytest.mark.parametrize(
+    "path", ["../secret.tar", "/etc/passwd", "shards/../../a.tar", "shards//a.tar", "a.tar/", ""]
+)
+def test_a_lock_that_names_a_file_outside_its_output_is_no_lock(path: str) -> None:
+    files = [FILES[0].model_copy(update={"path": path})]
+    with pytest.raises(Damaged, match="not a lock"):
+        read_lock(lock_bytes(lock(FILES).model_copy(update={"files": files})), where="lock.json")
+
+
 def test_the_root_depends_on_every_field_of_every_file_and_not_on_their_order() -> None:
     changes = {"path": "shards/coco/00001.tar", "sha256": "0" * 64, "size": 1, "images": 1, "pairs": 1}
     assert set(changes) == set(LockedFile.model_fields)

@@ -1,20 +1,21 @@
-"""A drawn world: pictures of shapes with captions that are true, and their publication in the datasets' own formats.
+"""A drawn world: pictures of shapes with captions that are true, published in the datasets' own formats.
 
-    seed --> Scene --draw------> picture, 200 to 420 px wide, JPEG
-               |                                       \\
-               +-----captions--> true sentences --------+--publish--> captions_train2017.json   the files as published
-                                                        |             Train_GCC-training.tsv
-                     about 8 % of it damaged ----------/              cc12m.tsv
-                                                                      the pictures on a local web, under their URLs
+    seed --> Scene --draw------> picture, 200 to 420 px wide --+
+               |                                               |
+               +-----captions--> true sentences ---------------+--publish--> captions_train2017.json
+                                                               |             Train_GCC-training.tsv
+                 damage to 8 % of them, as in real life -------+             cc12m.tsv
+                                                                             the pictures on a local web
 
-A scene holds everything that its picture shows, so what a caption says can be checked, and a model can be asked
-for a colour and a shape that it never saw together (`split`). All chance comes from random.Random: the same seed
-gives the same bytes in any process. `publish` counts what it damages, and says what must come of every row.
+A scene holds everything that its picture shows, so what a caption says can be checked, and a model can be
+asked for a colour and a shape that it never saw together (`split`). All chance comes from random.Random: the
+same seed gives the same bytes in any process. `publish` counts what it damages, and says what must come of every
+row.
 
     world = World(seed=0, images=2400)
     with Web() as web:
         published = publish(world, folder, web)
-        ... build a corpus of published.files, then compare it with published.kept_images and published.dropped
+        ...  # build a corpus of published.files; compare with published.kept_images and published.dropped
 """
 
 import io
@@ -56,7 +57,7 @@ COLOURS: dict[str, RGB] = {
     "white": (250, 250, 250),
     "grey": (130, 130, 130),
 }
-# Other words than those of the shapes, where they can be: "a blue circle on a blue background" would show nothing.
+# Softer than the things on them, and named otherwise where they can be.
 GROUNDS: dict[str, RGB] = {
     "white": (246, 246, 246),
     "cream": (250, 234, 196),
@@ -146,7 +147,7 @@ class Scene:
 
 
 def split(scene: Scene) -> Literal["train", "heldout"]:
-    """Which side of the training a scene is on: "heldout" where it shows a colour and shape kept from each other."""
+    """The side a scene is on in training: "heldout" where a colour meets the shape that it is kept from."""
     unseen = any((thing.colour, thing.shape) in HELDOUT for thing in scene.things)
     return "heldout" if unseen else "train"
 
@@ -187,7 +188,7 @@ class World:
 
 
 def imagine(rng: random.Random) -> Scene:
-    """Any scene; one in thirty has no colours."""
+    """Any scene; one in thirty is grey all over."""
     colourless = rng.random() < 1 / 30
     background = _imagine_background(rng, colourless=colourless)
     colours = [
@@ -213,7 +214,7 @@ def _imagine_background(rng: random.Random, *, colourless: bool) -> Background:
             "grainy" if kind == "grainy" else "plain", (rng.choice(COLOURLESS),), rng.getrandbits(32)
         )
     if kind in ("gradient", "striped"):
-        # Two light ones or two dark ones: between a light and a dark end, some shape would be lost in the middle.
+        # Two light or two dark ones: between a light and a dark end, some shape would be lost in the middle.
         return Background(kind, tuple(rng.sample(rng.choice((LIGHT, LIGHT, DARK)), 2)))
     return Background(kind, (rng.choice(tuple(GROUNDS)),), rng.getrandbits(32))
 
@@ -240,9 +241,9 @@ def _one(rng: random.Random, colours: Sequence[str]) -> Imagined:
     return [_thing(rng, kind, at, span=rng.choice((SMALL, LARGE)), sway=0.03)], None
 
 
-def _several(rng: random.Random, colours: Sequence[str], most: int = 5) -> Imagined:
+def _several(rng: random.Random, colours: Sequence[str]) -> Imagined:
     kind = _kinds(rng, colours, 1)[0]
-    places = rng.sample([(x, y) for x in THIRDS for y in THIRDS], rng.randint(2, most))
+    places = rng.sample([(x, y) for x in THIRDS for y in THIRDS], rng.randint(2, 5))
     return [_thing(rng, kind, at, span=SMALL) for at in places], None
 
 
@@ -262,17 +263,13 @@ def _related(rng: random.Random, colours: Sequence[str]) -> Imagined:
         kind = (rng.choice(inner), kind[1])
         around = _thing(rng, other, (0.5, 0.5), span=(0.68, 0.76))
         return [_thing(rng, kind, (around.x, around.y), span=SMALL, sway=0), around], relation
-    near, far = 0.25, 0.75
-    first, second = (near, far) if relation in (Relation.LEFT_OF, Relation.ABOVE) else (far, near)
-    aside = rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)
-    if relation in (Relation.LEFT_OF, Relation.RIGHT_OF):
-        places = (first, aside[0]), (second, aside[1])
-    else:
-        places = (aside[0], first), (aside[1], second)
-    spans = rng.choice((SMALL, LARGE)), rng.choice((SMALL, LARGE))
-    return [
-        _thing(rng, what, at, span=span) for what, at, span in zip((kind, other), places, spans, strict=True)
-    ], relation
+    along = (0.25, 0.75) if relation in (Relation.LEFT_OF, Relation.ABOVE) else (0.75, 0.25)
+    things: list[Thing] = []
+    for what, place in zip((kind, other), along, strict=True):
+        aside = rng.uniform(0.44, 0.56)
+        at = (place, aside) if relation in (Relation.LEFT_OF, Relation.RIGHT_OF) else (aside, place)
+        things.append(_thing(rng, what, at, span=rng.choice((SMALL, LARGE))))
+    return things, relation
 
 
 # --- drawing it ---
@@ -527,7 +524,7 @@ def _ground(background: Background, rng: random.Random) -> str:
 
 
 class Damage(StrEnum):
-    """What is wrong with a row or with its picture. Those of a row cost that row, all others the whole image."""
+    """What is wrong with a row, or with the picture that it names."""
 
     # The row
     MISSING_TAB = "missing_tab"
@@ -699,7 +696,7 @@ def _put_online(web: Web, url: str, picture: Picture, damage: Damage | None) -> 
         web.serve(parts.netloc, target, encode(draw(picture.scene, picture.size), "PNG"), "image/png")
     else:
         web.serve(parts.netloc, target, _damaged_file(picture, damage))
-    if damage in LINKS:
+    if damage and damage in LINKS:
         web.fault(parts.netloc, target, LINKS[damage])
 
 
@@ -748,6 +745,8 @@ def publish_coco(pictures: Sequence[Picture], folder: Path, rng: random.Random) 
                 own, lost = [*own, (next(strangers), own[0][1])], 1
             case Damage():
                 lost = len(own)
+            case None:
+                pass
         if damage:
             dropped[damage] += lost
         if damage not in (Damage.NO_ANNOTATION, Damage.NOT_A_URL):
@@ -775,17 +774,13 @@ def publish_coco(pictures: Sequence[Picture], folder: Path, rng: random.Random) 
 def _coco_image(id: int, picture: Picture, damage: Damage | None, rng: random.Random) -> dict[str, str | int]:
     name = f"{id:012d}.jpg"
     width, height = _damaged_size(picture, damage)
-    url = (
-        "no longer available"
-        if damage is Damage.NOT_A_URL
-        else f"http://images.cocodataset.org/train2017/{name}"
-    )
+    published = f"http://images.cocodataset.org/train2017/{name}"
     photo = f"{rng.randint(1000, 9999)}/{rng.randint(10**8, 10**10)}_{rng.getrandbits(40):010x}_z.jpg"
     day, at = f"2013-11-{rng.randint(14, 25)}", f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
     return {
         "license": rng.choices(tuple(COCO_LICENSES), weights=COCO_LICENSE_SPREAD)[0],
         "file_name": name,
-        "coco_url": url,
+        "coco_url": "no longer available" if damage is Damage.NOT_A_URL else published,
         "height": height,
         "width": width,
         "date_captured": f"{day} {at}:{rng.randint(0, 59):02d}",
@@ -826,7 +821,7 @@ def publish_cc3m(pictures: Sequence[Picture], folder: Path, rng: random.Random) 
 
     def line(row: _Row) -> str:
         caption = re.sub(r"\s*([.,])", r" \1", row.caption.lower())
-        return f"{caption} {row.url}" if row.damage is Damage.MISSING_TAB else f"{caption}\t{row.url}"
+        return f"{caption}\t{row.url}"
 
     return _publish_lines(folder / "Train_GCC-training.tsv", pictures, CC3M_SITES, line, rng)
 
@@ -835,8 +830,7 @@ def publish_cc12m(pictures: Sequence[Picture], folder: Path, rng: random.Random)
     """cc12m.tsv: url TAB caption, as pages have their alt texts."""
 
     def line(row: _Row) -> str:
-        caption = _alt_text(row.caption, rng) if row.caption else ""
-        return f"{row.url} {caption}" if row.damage is Damage.MISSING_TAB else f"{row.url}\t{caption}"
+        return f"{row.url}\t{_alt_text(row.caption, rng) if row.caption else ''}"
 
     return _publish_lines(folder / "cc12m.tsv", pictures, CC12M_SITES, line, rng)
 
@@ -853,7 +847,9 @@ def _publish_lines(
     with file.open("wb") as out:
         for row in rows:
             data = line(row).encode()
-            if row.damage is Damage.INVALID_UTF8:
+            if row.damage is Damage.MISSING_TAB:
+                data = data.replace(b"\t", b" ")
+            elif row.damage is Damage.INVALID_UTF8:
                 data = data.replace(b" ", b" \xff\xfe", 1)
             out.write(data + b"\n")
     urls = {
@@ -884,7 +880,7 @@ def _rows(
 
 
 def _alt_text(caption: str, rng: random.Random) -> str:
-    """The same truth as a page would put it: with a name taken out, an entity, an emoji, a TAB, or unchanged."""
+    """The same truth as a page puts it: with a name taken out, an entity, an emoji, a TAB, or unchanged."""
     plain = caption.removesuffix(".")
     ways = (
         caption,

@@ -1,8 +1,8 @@
 """How fast, and in how much memory, annotation rows become plan files.
 
 A generated file in CC12M's format (URL, tab, alt text; a twentieth of the captions needs mending) is planned
-by `pmd plan --inline`, one process, caption rules on. The ceiling in the same run: pyarrow, on one thread, reads
-the same file as two columns and writes them as Parquet, with nothing cleaned, judged, keyed or placed.
+by `pmd plan --inline`, one process, caption rules on. The ceiling in the same run: pyarrow, on one thread,
+reads the same file as two columns and writes them as Parquet, with nothing cleaned, judged, keyed or placed.
 """
 
 import random

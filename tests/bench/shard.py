@@ -78,12 +78,15 @@ def prepare(root: Path, *, images: int) -> Task:
 
 
 def copy_and_hash(source: Path, target: Path, *, durable: bool) -> str:
-    with open(source, "rb") as read, open(target, "wb") as write:
+    """Copy beside the target, then take its place, as a shard is published; returns the copy's hash."""
+    aside = target.with_suffix(".new")
+    with open(source, "rb") as read, open(aside, "wb") as write:
         while chunk := read.read(1 << 20):
             write.write(chunk)
         if durable:
             write.flush()
             os.fsync(write.fileno())
+    os.replace(aside, target)
     with open(target, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
