@@ -15,11 +15,12 @@ depends on the number of workers.
 
 import contextlib
 import gc
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 
 from pmd import text
 from pmd.manifest import TextSpec
-from pmd.records import Record, Rejected, key_hash
+from pmd.records import Record, Rejected
 from pmd.tables import CAPTION, PLAN, REJECTED
 
 # One row a caption, until gather: the caption with its record's fields, and the hash that places it.
@@ -106,7 +107,7 @@ def _columns(records: Sequence[Record], *, file: int, rules: TextSpec) -> pa.Rec
     keys, urls, captions, licenses, license_urls, attributions, metas = zip(*records, strict=True)
     assert all(captions), "a record has a caption; a row without one is Rejected"
     texts, rows, ids, boxes = zip(*itertools.chain.from_iterable(captions), strict=True)
-    of_record = [pa.array([key_hash(key) for key in keys], pa.uint64())]
+    of_record = [pa.array(key_hashes(keys))]
     of_record += [
         pa.array(values, pa.string()) for values in (keys, urls, licenses, license_urls, attributions, metas)
     ]
@@ -123,6 +124,12 @@ def _columns(records: Sequence[Record], *, file: int, rules: TextSpec) -> pa.Rec
         pa.array(text.judge(cleaned, rules), pa.string()),
     ]
     return pa.RecordBatch.from_arrays(of_record + of_caption, schema=SPILL)
+
+
+def key_hashes(keys: Sequence[str]) -> np.ndarray[Any, Any]:
+    """`key_hash` of many keys."""
+    digests = b"".join([hashlib.sha256(key.encode()).digest() for key in keys])
+    return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
 
 
 def _rejected(refused: Sequence[Rejected], name: str) -> pa.RecordBatch:
@@ -207,9 +214,10 @@ def _by_group(rows: pa.Table, layout: Layout) -> Iterator[pa.RecordBatch]:
     shard = rows["hash"].to_numpy() % np.uint64(layout.shards)
     group = layout.group_of(shard.astype(np.int64))
     order = np.argsort(group, kind="stable")
-    edges = np.searchsorted(group[order], np.arange(layout.groups + 1))
-    for start, stop in itertools.pairwise(cast("list[int]", edges.tolist())):
-        batches = rows.take(pa.array(order[start:stop])).combine_chunks().to_batches()
+    edges = np.searchsorted(group[order], np.arange(layout.groups + 1)).tolist()
+    ordered = rows.take(pa.array(order)).combine_chunks()
+    for start, stop in itertools.pairwise(edges):
+        batches = ordered.slice(start, stop - start).to_batches()
         assert len(batches) <= 1, f"{len(batches)} batches of {stop - start} rows"
         yield batches[0] if batches else pa.RecordBatch.from_pylist([], schema=SPILL)
 
@@ -263,7 +271,9 @@ def _join(rows: pa.Table, *, source: str, layout: Layout) -> tuple[pa.Table, np.
         [rows[name].combine_chunks() for name in CAPTION.names], fields=[*CAPTION]
     )
     once = ["hash", "key", "url", "license", "license_url", "attribution", "meta"]
-    heads = rows.select(once).take(pa.array(first))
+    heads = rows.select(once)
+    if len(first) < rows.num_rows:
+        heads = heads.take(pa.array(first))
     columns = {
         "key": heads["key"],
         "source": pa.repeat(pa.scalar(source), len(first)),

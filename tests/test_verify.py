@@ -1,4 +1,4 @@
-"""The laws of pipelines/verify.py, on outputs made by hand: what is wrong is named, and only the lock believed."""
+"""The laws of pipelines/verify.py, on outputs made by hand: damage is named, and only the lock is believed."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""The drawn world is the same for the same seed, its captions are true, its files are in the published formats,
-and what it says must be lost is what a reader and a client of its own find lost.
+"""The drawn world is the same for the same seed, its captions are true, its files are as the publishers write
+them, and what it says must be lost is what a simple reader and client find lost.
 """
 
 import hashlib
@@ -157,7 +157,8 @@ def test_even_the_narrowest_picture_can_be_drawn() -> None:
 NAMES = {name: shape for shape, names in SHAPES.items() for name in names}
 PHRASE = re.compile(
     r"\b(?P<number>an?|two|three|four|five) (?:(?P<size>small|little|large|big) )?"
-    rf"(?P<colour>{'|'.join(COLOURS)}) (?P<name>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<plural>e?s)?\b"
+    rf"(?P<colour>{'|'.join(COLOURS)}) "
+    rf"(?P<name>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<plural>e?s)?\b"
 )
 COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
@@ -278,6 +279,9 @@ def test_the_held_out_combinations_leave_every_colour_and_shape_to_learn_from() 
 # The published formats
 
 
+COCO_IMAGE = ["license", "file_name", "coco_url", "height", "width", "date_captured", "flickr_url", "id"]
+
+
 def test_coco_has_its_four_lists_with_their_fields_in_order(edition: Edition) -> None:
     (file,) = edition.published.files["coco"]
     assert file == edition.folder / "annotations" / "captions_train2017.json"
@@ -287,7 +291,7 @@ def test_coco_has_its_four_lists_with_their_fields_in_order(edition: Edition) ->
         (id, "id", "name", "url") for id in range(1, 9)
     ]
     for image in document["images"]:
-        assert list(image) == ["license", "file_name", "coco_url", "height", "width", "date_captured", "flickr_url", "id"]
+        assert list(image) == COCO_IMAGE
         assert image["file_name"] == f"{image['id']:012d}.jpg" and 1 <= image["license"] <= 8
         assert image["coco_url"] in (
             f"http://images.cocodataset.org/train2017/{image['file_name']}",

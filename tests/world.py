@@ -9,8 +9,8 @@
 
 A scene holds everything that its picture shows, so what a caption says can be checked, and a model can be
 asked for a colour and a shape that it never saw together (`split`). All chance comes from random.Random: the
-same seed gives the same bytes in any process. `publish` counts what it damages, and says what must come of every
-row.
+same seed gives the same bytes in any process. `publish` counts what it damages, and says what must come of
+every row.
 
     world = World(seed=0, images=2400)
     with Web() as web:
@@ -299,12 +299,8 @@ def _draw_background(background: Background, size: tuple[int, int]) -> Image.Ima
         case "gradient":
             return Image.composite(last, first, Image.linear_gradient("L").resize(size))
         case "striped":
-            width, height = size
-            stripes = ImageDraw.Draw(first)
-            for stripe in range(1, 10, 2):
-                box = (stripe * width // 10, 0, (stripe + 1) * width // 10 - 1, height)
-                stripes.rectangle(box, fill=GROUNDS[background.colours[-1]])
-            return first
+            stripes = Image.frombytes("L", (10, 1), b"\x00\xff" * 5)
+            return Image.composite(last, first, stripes.resize(size, Image.Resampling.NEAREST))
         case "grainy":
             coarse = (max(1, size[0] // 2), max(1, size[1] // 2))
             grains = random.Random(background.grain).randbytes(coarse[0] * coarse[1])
@@ -502,7 +498,7 @@ def _place(thing: Thing, rng: random.Random) -> str:
     if across and down:
         return f"in the {down} {across} {rng.choice(('corner', 'part'))}"
     if across:
-        return f"on the {across}{rng.choice((' side', ''))}"
+        return f"on the {across} side"
     return f"at the {down}" if down else f"in the {rng.choice(('middle', 'centre'))}"
 
 
