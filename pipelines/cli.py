@@ -261,6 +261,11 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"pmd: {error}", file=sys.stderr)
         return _failed(error.exit_code, str(error), as_json)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if {"-v", "--verbose"} & {*arguments}:
+            traceback.print_exc()
+        print(f"pmd: {error}", file=sys.stderr)
+        return _failed(1, str(error), as_json)
     except KeyboardInterrupt:
         message = "stopped by a signal; run the same line again to go on from here"
         print(f"pmd: {message}", file=sys.stderr)

@@ -16,6 +16,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -26,6 +27,7 @@ from pmd.errors import BadRequest, PmdError
 
 ATTEMPTS = 3
 RAY_FLOOR = (2, 56)  # older ones run code from a hostile tar or Parquet file, or lack token authentication
+REACH_S = 10.0  # for a cluster to accept a connection
 LISTEN_S = 0.25  # how often the driver looks up from waiting
 
 Tell = Callable[[Any], None]  # a running task's word on how far it is, for the progress display
@@ -260,6 +262,7 @@ def _start_ray(where: Where) -> None:
         )
     common = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
     if where.ray is not None:
+        _check_reachable(where.ray)
         try:
             ray.init(address=where.ray, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -273,3 +276,14 @@ def _start_ray(where: Where) -> None:
         object_store_memory=100 * 2**20,  # holds counts and names only
         **common,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Ask whether anybody listens there: Ray itself would wait for minutes before it says no."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", and what else Ray may know
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise BadRequest(f"--ray {address}: nobody answers there ({error}); is the cluster up?") from None

@@ -49,7 +49,7 @@ def write_one(task: Task, tell: Tell) -> dict[str, Any]:
         raise Damaged(f"{task.name('filter')} judges an earlier download; run the same line again")
     records = _with_verdicts(**tables)
     with store.reading(task.name("raw", "tar")) as raw_tar, ThreadPoolExecutor(1) as checker:
-        # The raw tar is checked as a whole, on a thread: hashing each image by itself would take twice as long.
+        # The raw tar is checked as a whole, on a thread: image by image it would take twice as long.
         sha256 = checker.submit(_sha256, raw_tar)
         # Left in reverse order: the tar is published first, the index last.
         with store.writing(task.name("shards")) as index, store.writing(task.name("shards", "tar")) as tar:

@@ -35,7 +35,7 @@ class TarWriter:
     """An append-only canonical ustar file that hashes itself as it grows.
 
     The standard library's `tarfile` writes the same bytes (a test compares them), several times slower.
-    Writing and hashing happen on a thread of its own, a chunk behind, while the caller makes the next members.
+    Writing and hashing happen on a thread, a chunk behind, while the caller makes the next members.
     """
 
     def __init__(self, path: Path):

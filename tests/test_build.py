@@ -385,6 +385,7 @@ def test_show_finds_a_sample_by_key_and_draws_a_sheet(
         (("build", "CORPUS", "--out", "OUT", "--inline", "--workers", "2"), "exclude each other"),
         (("build", "CORPUS"), "--out"),
         (("frobnicate",), "frobnicate"),
+        (("build", "CORPUS", "--out", "OUT", "--ray", "127.0.0.1:1"), "nobody answers there"),
     ],
 )
 def test_a_bad_request_ends_with_2_and_says_why(
@@ -394,6 +395,11 @@ def test_a_bad_request_ends_with_2_and_says_why(
     stand_ins = {"CORPUS": str(small.corpus), "OUT": str(tmp_path / "out")}
     done = pmd(*(stand_ins.get(argument, argument) for argument in arguments), code=2)
     assert told in done.stderr
+
+
+def test_an_output_that_cannot_be_written_ends_with_1_and_says_where(small: Small) -> None:
+    done = pmd("build", small.corpus, "--out", "/proc/corpus", "--inline", code=1)
+    assert "/proc/corpus" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_build_goes_to_an_object_store(

@@ -98,7 +98,8 @@ NETWORK = (
 
 def test_sockets_are_opened_in_one_place() -> None:
     assert breaches("pmd", *NETWORK, outside=("pmd.fetch",)) == []
-    assert breaches("pipelines", *NETWORK) == []
+    # run.py looks whether the cluster answers that it is told to join.
+    assert breaches("pipelines", *NETWORK, outside=("pipelines.run",)) == []
 
 
 def test_a_module_is_named_for_what_it_does() -> None:

@@ -1,4 +1,4 @@
-"""The laws of pmd/manifest.py: a corpus file decides what is built, and is told exactly what is wrong with it."""
+"""The laws of pmd/manifest.py: a corpus file decides what is built, and is told what is wrong with it."""
 
 import json
 import tomllib
@@ -72,6 +72,13 @@ def test_the_sections_are_all_there() -> None:
 def test_every_key_is_either_semantic_or_operational(place: tuple[str, ...]) -> None:
     field = SECTIONS[place[:-1]].model_fields[place[-1]]
     assert (SEMANTIC in field.metadata) != (OPERATIONAL in field.metadata)
+
+
+def test_only_these_keys_change_nothing_that_is_built() -> None:
+    operational = {place for place in LEAVES if place[-1] not in SECTIONS[place[:-1]].semantic_keys()}
+    how = ("timeout_s", "retries", "connections", "per_host_connections", "user_agent")
+    where = ("connect_to", "allow_private", "ca_file")
+    assert operational == {("source", "cc3m", "files"), *(("fetch", key) for key in how + where)}
 
 
 def changed(value: Any, place: tuple[str, ...]) -> Any:

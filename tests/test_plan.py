@@ -149,7 +149,7 @@ def annotation_parts(draw: st.DrawFn) -> list[Part]:
 
 
 @given(parts=annotation_parts(), images_per_shard=st.integers(1, 5), chance=st.randoms(use_true_random=False))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_planning_is_the_model_whatever_the_parts_the_groups_and_their_order(
     parts: list[Part], images_per_shard: int, chance: random.Random
 ) -> None:
@@ -186,6 +186,15 @@ def test_a_part_bigger_than_is_held_in_memory_is_planned_whole(tmp_path: Path) -
         writer.write_table(table, max_chunksize=200)
     assert len(rows) > 2 * HAND * 200
     assert rows_of(gathered([path], Layout(7, 3))) == modelled(parts, 7)
+
+
+def test_captions_of_one_row_keep_their_order(tmp_path: Path) -> None:
+    rows = [
+        record(image, *((f"caption {place}", row) for place in range(50)))
+        for row, image in enumerate([1, 2, 1, 3])
+    ]
+    parts = [Part(0, rows)]
+    assert rows_of(gathered(spilled(tmp_path, parts), Layout(2, 2))) == modelled(parts, 2)
 
 
 def test_a_plan_file_is_the_same_bytes_for_any_number_of_groups(tmp_path: Path) -> None:

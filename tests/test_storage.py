@@ -258,7 +258,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path) -> None
 
 def test_only_one_of_many_creates_a_file_and_the_others_find_it_whole(store: Store) -> None:
     callers, rounds = 6, 10
-    together = threading.Barrier(callers)
+    together = threading.Barrier(callers, timeout=30)
 
     def create(caller: int) -> list[tuple[bool, bytes]]:
         ends: list[tuple[bool, bytes]] = []

@@ -1,4 +1,4 @@
-"""The laws of pipelines/verify.py, on outputs made by hand: damage is named, and only the lock is believed."""
+"""The laws of pipelines/verify.py, on outputs made by hand: damage is named, only the lock is believed."""
 
 import hashlib
 from collections.abc import Callable
