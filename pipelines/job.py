@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipelines.progress import Progress
 from pipelines.run import Done, Function, Where, Workers, workers
 from pmd import images, text
-from pmd.errors import BadRequest, Busy, Refused, TasksFailed
+from pmd.errors import BadRequest, Busy, Damaged, Refused, TasksFailed
 from pmd.manifest import Corpus, canonical_json, fingerprint
 from pmd.storage import Store
 from pmd.tables import read_footer
@@ -149,8 +149,12 @@ def finished(store: Store, name: str, fingerprint: str) -> bool:
     """Is this file there, and made under this definition? Refused if it is there under another."""
     if not store.exists(name):
         return False
-    with store.open(name) as file:
-        found = read_footer(file).fingerprint
+    try:
+        with store.open(name) as file:
+            found = read_footer(file).fingerprint
+    except (ValueError, OSError) as error:
+        hint = "If it is damaged, delete it and run the same line again."
+        raise Damaged(f"{store.path(name)} cannot be read: {error}. {hint}") from None
     if found != fingerprint:
         raise Refused(
             f"{store.path(name)} was made under another definition; give this corpus an --out of its own"

@@ -20,19 +20,27 @@ from pmd.sources import READERS
 
 def pin(job: Job) -> None:
     """Pin the annotation files of this run's sources. Those that kept size and time are not read again."""
+    changed: dict[str, list[dict[str, Any]]] = {}
     for source in job.sources:
-        name = f"pin/{source}.json"
-        before = json.loads(job.store.read_bytes(name)) if job.store.exists(name) else None
-        known = {file["path"]: file for file in before["files"]} if before else {}
+        name = _pin(source)
+        before = json.loads(job.store.read_bytes(name))["files"] if job.store.exists(name) else None
+        known = {file["path"]: file for file in before or []}
         files = [_pinned(path, form, known) for path, form in annotation_files(job, source)]
         files.sort(key=lambda file: (file["name"], file["sha256"]))
         if before is not None:
-            _refuse_change(source, before["files"], files)
+            _refuse_change(source, before, files)
+        if files != before:
+            changed[source] = files
+    # Only now, so that what is refused for one source has written nothing for another.
+    for source, files in changed.items():
         after = {"source": source, "files": files}
-        if after != before:
-            job.store.write_bytes(name, json.dumps(after, indent=1, sort_keys=True).encode() + b"\n")
-            total = sum(file["size"] for file in files)
-            job.progress.note(f"pin      {source}: {len(files)} files, {total:,} bytes")
+        job.store.write_bytes(_pin(source), json.dumps(after, indent=1, sort_keys=True).encode() + b"\n")
+        total = sum(file["size"] for file in files)
+        job.progress.note(f"pin      {source}: {len(files)} files, {total:,} bytes")
+
+
+def _pin(source: str) -> str:
+    return f"pin/{source}.json"
 
 
 def annotation_files(job: Job, source: str) -> list[tuple[Path, str]]:

@@ -420,12 +420,12 @@ def test_a_build_goes_to_an_object_store(
             monkeypatch.setenv(name, value)
         import s3fs
 
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("corpora")
-        told = pmd_json("build", small.corpus, "--out", "s3://corpora/small", "--inline")
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("builds")
+        told = pmd_json("build", small.corpus, "--out", "s3://builds/small", "--inline")
         assert told["root"] == built[1]["root"]
-        assert pmd_json("verify", "s3://corpora/small")["ok"]
+        assert pmd_json("verify", "s3://builds/small")["ok"]
         assert (
-            pmd_json("build", small.corpus, "--out", "s3://corpora/small", "--inline")["files_written"] == 0
+            pmd_json("build", small.corpus, "--out", "s3://builds/small", "--inline")["files_written"] == 0
         )
     finally:
         server.stop()
