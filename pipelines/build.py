@@ -24,7 +24,7 @@ def build(job: Job) -> Lock:
     return lock(job)
 
 
-def as_json(job: Job, made: Lock) -> dict[str, Any]:
+def build_json(job: Job, made: Lock) -> dict[str, Any]:
     """What `pmd build --json` and `pmd lock --json` print."""
     return {
         "ok": True,

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from pipelines import show as showing
-from pipelines.build import STAGES, as_json, build
+from pipelines.build import STAGES, build, build_json
 from pipelines.job import Job, open_job
 from pipelines.lock import lock
 from pipelines.progress import Progress
@@ -129,15 +129,12 @@ def build_command(
 
 
 def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:
-    told = as_json_of(job, made)
+    told = build_json(job, made)
     if as_json:
         _print_json(told)
         return
     _print_table(told["sources"], title=f"{made.name} in {job.store.root}")
     print(f"root {made.root}   ({told['requests']:,} requests, {told['files_written']:,} files written)")
-
-
-as_json_of = as_json
 
 
 @app.command("status", help="How far an output is.")

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from pipelines.progress import Progress
@@ -174,7 +175,9 @@ def definition(corpus: Corpus, limit: int | None) -> dict[str, Any]:
         "format": FORMAT,
         "corpus": corpus.definition(),
         "limit": limit,
-        "versions": {"pyarrow": pa.__version__} | images.versions() | text.versions(corpus.text),
+        "versions": {"pyarrow": pa.__version__, "orjson": orjson.__version__}
+        | images.versions()
+        | text.versions(corpus.text),
     }
 
 

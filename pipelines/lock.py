@@ -6,7 +6,7 @@ shards/*/00042.tar, .parquet + plan/*/rejected.parquet --sha256--> lock.json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines.job import Job, definition, finished, numbered
+from pipelines.job import Job, definition, finished, numbered, read_plan
 from pmd.errors import Damaged
 from pmd.lock import FORMAT, Lock, LockedFile, LockedSource, lock_bytes, root_hash
 from pmd.manifest import fingerprint, load_source
@@ -19,13 +19,15 @@ HASHERS = 4  # threads; hashing leaves the interpreter free
 
 
 def lock(job: Job) -> Lock:
-    """Write the lock of this run's sources, or leave it alone if it says the same already."""
+    """Write the lock of this run's sources and of all others that are finished, unless it is there."""
     files: list[LockedFile] = []
     sources: dict[str, LockedSource] = {}
-    names = {source: _files(job, source) for source in job.sources}
+    # A run of one source must not take the others out of the lock.
+    locked = [source for source in job.corpus.sources if source in job.sources or _is_finished(job, source)]
+    names = {source: _files(job, source) for source in locked}
     totals = {source: len(found) for source, found in names.items()}
     with job.progress.stage("lock", totals, unit="files"), ThreadPoolExecutor(HASHERS) as hashers:
-        for source in job.sources:
+        for source in locked:
             hashed = hashers.map(lambda name: _locked(job.store, name), names[source])
             for place, entry in enumerate(hashed):
                 files.append(entry)
@@ -45,6 +47,14 @@ def lock(job: Job) -> Lock:
     if not job.store.exists(LOCK) or job.store.read_bytes(LOCK) != data:
         job.store.write_bytes(LOCK, data)
     return made
+
+
+def _is_finished(job: Job, source: str) -> bool:
+    plan = read_plan(job.store, source)
+    if plan is None or plan["fingerprint"] != job.fingerprint(source):
+        return False
+    indexes = (numbered("shards", source, number) for number in range(plan["shards"]))
+    return all(finished(job.store, index, plan["fingerprint"]) for index in indexes)
 
 
 def _files(job: Job, source: str) -> list[str]:

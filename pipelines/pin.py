@@ -101,10 +101,10 @@ def _pinned(path: Path, form: str, known: dict[str, dict[str, Any]]) -> dict[str
 
 
 def _refuse_change(source: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
-    if sorted(file["sha256"] for file in before) == sorted(file["sha256"] for file in after):
-        return
     pinned = {file["name"]: file["sha256"] for file in before}
     found = {file["name"]: file["sha256"] for file in after}
+    if pinned == found and len(before) == len(after):
+        return
     lines = [
         f"{name}: pinned {pinned.get(name, 'not at all')}, found {found.get(name, 'nothing')}"
         for name in sorted({*pinned, *found})

@@ -189,7 +189,8 @@ def _collect_rejected(store: Store, tasks: list[SpillTask], path: Any, *, finger
         for task in tasks:
             with store.open(task.rejected) as file, pa.ipc.open_file(file) as reader:
                 table = reader.read_all()
-            writer.write_table(table.replace_schema_metadata(schema.metadata))
+            if table.num_rows:
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
             for entry in table["reason"].value_counts().to_pylist():
                 counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts

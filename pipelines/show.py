@@ -52,11 +52,10 @@ def find(store: Store, keys: Sequence[str]) -> Iterator[Sample]:
 def choose(store: Store, *, only: Sequence[str], count: int, seed: int) -> list[Sample]:
     """So many kept samples, spread over sources and shards; the same for the same seed."""
     chance = random.Random(seed)
-    shards = {
-        name: store.names(f"shards/{name}", ".parquet")
-        for name in status(store).sources
-        if not only or name in only
-    }
+    sources = status(store).sources
+    if strangers := [name for name in only if name not in sources]:
+        raise BadRequest(f"--only {strangers[0]}: this corpus has {', '.join(sources)}")
+    shards = {name: store.names(f"shards/{name}", ".parquet") for name in only or sources}
     chosen: list[Sample] = []
     for place, (_, indexes) in enumerate(shards.items()):
         wanted = count // len(shards) + (place < count % len(shards))

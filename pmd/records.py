@@ -108,14 +108,15 @@ class Rejected(NamedTuple):
     detail: str  # one line for a person: what was expected, what was there
 
 
-KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,98}\Z")
+# With ".json" it fits the 100 bytes that a tar header has for a name.
+KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,94}\Z")
 
 
 def native_key(source: str, native_id: str | int) -> str:
     """`<source>-<native id>`: for sources whose ids are short and clean."""
     key = f"{source}-{native_id}".lower()
     if not KEY.match(key):
-        raise ValueError(f"{key!r} is no key: only a-z 0-9 _ - and under 100 characters")
+        raise ValueError(f"{key!r} is no key: only a-z 0-9 _ - and at most 95 characters")
     return key
 
 

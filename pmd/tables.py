@@ -110,6 +110,8 @@ def count_rows(index: pa.Table) -> Counts:
     flat = captions.flatten()
     record = pc.list_parent_indices(captions)
     own = flat.field("reason")
+    failed = pc.not_equal(index["status"], "success")
+    assert index["reason"].filter(failed).null_count == 0, "a record that is not kept has a reason"
     outcome = pc.coalesce(own, pc.take(index["reason"].combine_chunks(), record))
     kept = pc.is_null(outcome)
     texts = cast("list[str]", flat.field("text").filter(kept).to_pylist())

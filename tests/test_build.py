@@ -333,6 +333,8 @@ def test_samples_read_in_datasets(small: Small, built: tuple[Path, dict[str, Any
 def test_only_and_limit_narrow_a_build(small: Small, tmp_path: Path) -> None:
     told = pmd_json("build", small.corpus, "--out", tmp_path, "--inline", "--only", "cc3m", "--limit", "10")
     assert {name: source["rows"] for name, source in told["sources"].items()} == {"cc3m": 10}
+    both = pmd_json("build", small.corpus, "--out", tmp_path, "--inline", "--only", "coco", "--limit", "10")
+    assert both["sources"].keys() == {"coco", "cc3m"}, "the lock keeps what was finished before"
     done = pmd("build", small.corpus, "--out", tmp_path, "--inline", "--only", "cc3m", code=3)
     assert "limit: 10 -> null" in done.stderr
 
@@ -424,9 +426,7 @@ def test_a_build_goes_to_an_object_store(
         told = pmd_json("build", small.corpus, "--out", "s3://builds/small", "--inline")
         assert told["root"] == built[1]["root"]
         assert pmd_json("verify", "s3://builds/small")["ok"]
-        assert (
-            pmd_json("build", small.corpus, "--out", "s3://builds/small", "--inline")["files_written"] == 0
-        )
+        assert pmd_json("build", small.corpus, "--out", "s3://builds/small", "--inline")["files_written"] == 0
     finally:
         server.stop()
 
