@@ -45,7 +45,7 @@ def judge_file(task: Task, tell: Tell) -> dict[str, Any]:
         fetched = pq.read_table(raw)
     verdicts = filters.verdicts(keys, filters.judge(fetched, task.corpus.image))
     with store.writing(task.name("filter")) as path:
-        write_table(path, verdicts, fingerprint=task.fingerprint, facts={"tar_sha256": judged_raw(fetched)})
+        write_table(path, verdicts, fingerprint=task.fingerprint, facts={"tar_xxh3": judged_raw(fetched)})
     return {"published": store.published, "tick": {"done": 1}}
 
 
@@ -53,4 +53,4 @@ def judged_raw(table: pa.Table) -> str:
     """Which raw tar a raw index or its verdicts are about: verdicts on an earlier download must not meet a
     later one.
     """
-    return json.loads(table.schema.metadata[b"pmd.facts"])["tar_sha256"]
+    return json.loads(table.schema.metadata[b"pmd.facts"])["tar_xxh3"]

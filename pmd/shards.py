@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import orjson
 import pyarrow as pa
@@ -31,16 +31,23 @@ CHUNK = 8 << 20
 # Tars
 
 
+class Hash(Protocol):
+    """What hashlib's and xxhash's objects have in common."""
+
+    def update(self, data: Any, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
 class TarWriter:
-    """An append-only canonical ustar file that hashes itself as it grows.
+    """An append-only canonical ustar file that hashes itself as it grows, by sha256 if nothing else is given.
 
     The standard library's `tarfile` writes the same bytes (a test compares them), several times slower.
     Writing and hashing happen on a thread, a chunk behind, while the caller makes the next members.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, digest: Hash | None = None):
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by close or abandon)
-        self._hash = hashlib.sha256()
+        self._hash = digest or hashlib.sha256()
         # Two buffers by turns, used again and again: fresh memory for each chunk costs as much as hashing it.
         self._filling, self._spare = bytearray(CHUNK), bytearray(CHUNK)
         self._filled = 0  # bytes of the one being filled
@@ -62,7 +69,7 @@ class TarWriter:
         return offset
 
     def close(self) -> tuple[str, int]:
-        """Write the end of the archive; returns (sha256, size) of the file."""
+        """Write the end of the archive; returns (hash, size) of the file."""
         at = self._written + self._filled
         size = -(-(at + 2 * BLOCK) // RECORD) * RECORD
         self._flush()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from pipelines.filter import judge_file
 from pipelines.job import Task
@@ -54,7 +55,7 @@ def prepare(root: Path, *, images: int) -> Task:
     ]
     rows = []
     with store.writing(task.name("raw", "tar")) as path:
-        writer = TarWriter(path)
+        writer = TarWriter(path, xxhash.xxh3_128())
         for key in keys:
             jpeg = chance.randbytes(chance.randint(12_000, 36_000))
             offset = writer.add(f"{key}.jpg", jpeg)
@@ -67,11 +68,11 @@ def prepare(root: Path, *, images: int) -> Task:
                     **{"offset": offset, "size": len(jpeg)},
                 }
             )
-        tar_sha256, _ = writer.close()
+        checksum, _ = writer.close()
     with store.writing(task.name("plan")) as path:
         write_table(path, pa.Table.from_pylist(plan, PLAN), fingerprint=FINGERPRINT)
     with store.writing(task.name("raw")) as path:
-        facts = {"tar_sha256": tar_sha256}
+        facts = {"tar_xxh3": checksum}
         write_table(path, pa.Table.from_pylist(rows, FETCHED), fingerprint=FINGERPRINT, facts=facts)
     judge_file(task, print)
     return task
