@@ -25,7 +25,9 @@ PEERS = Path(".venv-peers/bin/python")
 DISTINCT = 64  # photos; served again and again under other names
 
 PEER = """
-import sys, img2dataset
+import os, sys
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # one of its parts asks the network for newer versions
+import img2dataset
 if __name__ == "__main__":
     img2dataset.download(
         url_list=sys.argv[1], output_folder=sys.argv[2], input_format="tsv", url_col="url",
