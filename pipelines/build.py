@@ -14,12 +14,10 @@ from pipelines.plan import plan
 from pipelines.shard import shard
 from pmd.lock import Lock
 
-STAGES = {"pin": pin, "plan": plan, "download": download, "filter": filter_, "shard": shard}
-
 
 def build(job: Job) -> Lock:
     """Run every stage; each does only what is not done."""
-    for stage in STAGES.values():
+    for stage in (pin, plan, download, filter_, shard):
         stage(job)
     return lock(job)
 

@@ -13,11 +13,16 @@ import typer
 from rich.console import Console
 
 from pipelines import show as showing
-from pipelines.build import STAGES, build, build_json
+from pipelines.build import build, build_json
+from pipelines.download import download
+from pipelines.filter import filter_
 from pipelines.job import Job, open_job
 from pipelines.lock import lock
+from pipelines.pin import pin
+from pipelines.plan import plan
 from pipelines.progress import Progress
 from pipelines.run import Where, stopping_on_signals
+from pipelines.shard import shard
 from pipelines.status import open_output, status
 from pipelines.verify import verify
 from pmd.errors import BadRequest, PmdError, Stopped
@@ -55,18 +60,20 @@ Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, wi
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="With an error, also where it arose.")]
 
-# The word of each command, for `pmd --help`.
-STAGE_HELP = {
-    "pin": "Find the annotation files and pin their sha256.",
-    "plan": "Read the annotation files into numbered plan files.",
-    "download": "Fetch, check, shrink and hash the images of each plan file.",
-    "filter": "Judge every fetched row by the corpus file's rules.",
-    "shard": "Write the kept samples as tars, each with its index.",
+# The commands that work on an output: what each does to a job, and its word in `pmd --help`.
+WORK: dict[str, tuple[Callable[[Job], Lock | None], str]] = {
+    "pin": (pin, "Find the annotation files and pin their sha256."),
+    "plan": (plan, "Read the annotation files into numbered plan files."),
+    "download": (download, "Fetch, check, shrink and hash the images of each plan file."),
+    "filter": (filter_, "Judge every fetched row by the corpus file's rules."),
+    "shard": (shard, "Write the kept samples as tars, each with its index."),
+    "lock": (lock, "Hash and count a finished build: its identity in one line."),
+    "build": (build, "All of these, going on wherever an earlier run stopped."),
 }
 
 
-def _stage_command(name: str, stage: Callable[[Job], None]) -> None:
-    @app.command(name, help=STAGE_HELP[name])
+def _add_command(name: str, work: Callable[[Job], Lock | None], help: str) -> None:
+    @app.command(name, help=help)
     def command(
         corpus: CorpusFile,
         out: Out,
@@ -82,50 +89,15 @@ def _stage_command(name: str, stage: Callable[[Job], None]) -> None:
         with open_job(
             load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
         ) as job:
-            stage(job)
-        if as_json:
+            made = work(job)
+        if made is not None:
+            _tell_corpus(job, made, as_json=as_json)
+        elif as_json:
             _print_json({"ok": True, "requests": job.requests, "files_written": job.written()})
 
 
-for _name, _stage in STAGES.items():
-    _stage_command(_name, _stage)
-
-
-@app.command("lock", help="Hash and count a finished build: its identity in one line.")
-def lock_command(
-    corpus: CorpusFile,
-    out: Out,
-    only: Only = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    where = Where(inline=True)
-    with open_job(
-        load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
-    ) as job:
-        made = lock(job)
-    _tell_corpus(job, made, as_json=as_json)
-
-
-@app.command("build", help="All stages, pin to lock, going on wherever an earlier run stopped.")
-def build_command(
-    corpus: CorpusFile,
-    out: Out,
-    only: Only = None,
-    limit: Limit = None,
-    workers: WorkerCount = None,
-    ray: RayAddress = None,
-    inline: Inline = False,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    where = Where(workers, ray, inline)
-    with open_job(
-        load_corpus(corpus), out=out, only=only or (), limit=limit, where=where, progress=Progress()
-    ) as job:
-        made = build(job)
-    _tell_corpus(job, made, as_json=as_json)
+for _name, (_work, _help) in WORK.items():
+    _add_command(_name, _work, _help)
 
 
 def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:

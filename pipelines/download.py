@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines.job import Job, Task, finished, numbered
+from pipelines.job import Job, Task
 from pipelines.run import Tell
 from pmd import images
 from pmd.fetch.client import Answer, Client
@@ -52,18 +52,12 @@ FETCH_LOG = pa.schema(
 def download(job: Job) -> None:
     """Fetch every plan file of this run's sources that has not been fetched."""
     tasks: list[DownloadTask] = []
-    totals: dict[str, int] = {}
-    for source in job.sources:
-        fingerprint = job.fingerprint(source)
-        for number in range(job.shards(source)):
-            if not any(
-                finished(job.store, numbered(stage, source, number), fingerprint)
-                for stage in ("shards", "raw")
-            ):
-                with job.store.open(numbered("plan", source, number)) as file:
-                    rows = pq.read_metadata(file).num_rows
-                tasks.append(DownloadTask(**vars(job.task(source, number)), rows=rows))
-                totals[source] = totals.get(source, 0) + rows
+    totals: Counter[str] = Counter()
+    for task in job.unfinished("shards", "raw"):
+        with job.store.open(task.name("plan")) as file:
+            rows = pq.read_metadata(file).num_rows
+        tasks.append(DownloadTask(**vars(task), rows=rows))
+        totals[task.source] += rows
     tasks.sort(key=lambda task: (task.number, task.source))  # sources by turns: more hosts at a time
     with job.progress.stage("download", totals):
         for _ in job.run(download_file, tasks):

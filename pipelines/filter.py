@@ -7,12 +7,13 @@ files are there.
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.job import Job, Task, finished, numbered
+from pipelines.job import Job, Task
 from pipelines.run import Tell
 from pmd import filters
 from pmd.storage import Store
@@ -21,18 +22,8 @@ from pmd.tables import write_table
 
 def filter_(job: Job) -> None:
     """Judge every raw file of this run's sources that has no verdicts yet."""
-    tasks: list[Task] = []
-    totals: dict[str, int] = {}
-    for source in job.sources:
-        todo = [
-            job.task(source, number)
-            for number in range(job.shards(source))
-            if not finished(job.store, numbered("filter", source, number), job.fingerprint(source))
-            and not finished(job.store, numbered("shards", source, number), job.fingerprint(source))
-        ]
-        totals[source] = len(todo)
-        tasks += todo
-    with job.progress.stage("filter", totals, unit="files"):
+    tasks = job.unfinished("shards", "filter")
+    with job.progress.stage("filter", Counter(task.source for task in tasks), unit="files"):
         for _ in job.run(judge_file, tasks):
             pass
 

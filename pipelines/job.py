@@ -145,6 +145,18 @@ class Job:
     def task(self, source: str, number: int) -> Task:
         return Task(self.store.root, source, number, self.fingerprint(source), self.corpus)
 
+    def unfinished(self, *stages: str) -> list[Task]:
+        """A task for each number of this run's sources that none of these stages has finished."""
+        return [
+            self.task(source, number)
+            for source in self.sources
+            for number in range(self.shards(source))
+            if not any(
+                finished(self.store, numbered(stage, source, number), self.fingerprint(source))
+                for stage in stages
+            )
+        ]
+
 
 def finished(store: Store, name: str, fingerprint: str) -> bool:
     """Is this file there, and made under this definition? Refused if it is there under another."""

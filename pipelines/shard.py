@@ -6,6 +6,7 @@ No file depends on another number's, so a shard is rebuilt alone, by anybody, wi
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.filter import judged_raw
-from pipelines.job import Job, Task, finished, numbered
+from pipelines.job import Job, Task
 from pipelines.run import Tell
 from pmd.errors import Damaged
 from pmd.shards import write_shard
@@ -24,17 +25,8 @@ from pmd.storage import Store
 
 def shard(job: Job) -> None:
     """Write every shard of this run's sources that is not written."""
-    tasks: list[Task] = []
-    totals: dict[str, int] = {}
-    for source in job.sources:
-        todo = [
-            job.task(source, number)
-            for number in range(job.shards(source))
-            if not finished(job.store, numbered("shards", source, number), job.fingerprint(source))
-        ]
-        totals[source] = len(todo)
-        tasks += todo
-    with job.progress.stage("shard", totals, unit="shards"):
+    tasks = job.unfinished("shards")
+    with job.progress.stage("shard", Counter(task.source for task in tasks), unit="shards"):
         for _ in job.run(write_one, tasks):
             pass
 
