@@ -169,31 +169,29 @@ class OnRay:
             by_number[number] = task
             flying[call.remote(function, task, self._board, number)] = (number, task, attempt)
 
-        try:
-            while True:
-                while len(flying) < self._bound and (entry := next(waiting, None)) is not None:
-                    launch(*entry, 1)
-                if not flying:
-                    return
-                ready, _ = ray.wait([*flying], num_returns=1, timeout=LISTEN_S)
-                for number, word in self._words():
-                    if number in by_number:
-                        heard(by_number[number], word)
-                for reference in ready:
-                    number, task, attempt = flying.pop(reference)
-                    try:
-                        end: _End = ray.get(reference)
-                    except ray.exceptions.RayError as error:
-                        end = _End(error=f"its worker died: {str(error).splitlines()[0]}", final=False)
-                    del by_number[number]
-                    if end.final or attempt == ATTEMPTS:
-                        yield Done(task, end.value, end.error)
-                    else:
-                        heard(task, None)
-                        launch(number, task, attempt + 1)
-        finally:
-            for reference in flying:
-                ray.cancel(reference, force=True)
+        # What is in flight when a run is stopped is not cancelled: in Ray 2.60 a forced cancellation that
+        # meets the answer ends the driver. The workers die with ray.shutdown, or with the driver's job.
+        while True:
+            while len(flying) < self._bound and (entry := next(waiting, None)) is not None:
+                launch(*entry, 1)
+            if not flying:
+                return
+            ready, _ = ray.wait([*flying], num_returns=1, timeout=LISTEN_S)
+            for number, word in self._words():
+                if number in by_number:
+                    heard(by_number[number], word)
+            for reference in ready:
+                number, task, attempt = flying.pop(reference)
+                try:
+                    end: _End = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    end = _End(error=f"its worker died: {str(error).splitlines()[0]}", final=False)
+                del by_number[number]
+                if end.final or attempt == ATTEMPTS:
+                    yield Done(task, end.value, end.error)
+                else:
+                    heard(task, None)
+                    launch(number, task, attempt + 1)
 
     def _words(self) -> list[tuple[int, Any]]:
         with contextlib.suppress(self._ray.exceptions.RayError):

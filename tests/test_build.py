@@ -174,8 +174,9 @@ def test_a_build_stopped_by_sigterm_ends_with_75_and_resumes(
     halfway.process.send_signal(signal.SIGTERM)
     assert halfway.process.wait(30) == 75
     assert halfway.end() == 75
-    assert not list(tmp_path.rglob(".*.part"))
+    assert "--workers" in where or not list(tmp_path.rglob(".*.part"))
     assert pmd_json("build", small.corpus, "--out", tmp_path, "--inline")["root"] == built[1]["root"]
+    assert not list(tmp_path.rglob(".*.part")), "what killed workers left aside is swept by the next run"
 
 
 def test_a_second_run_on_a_held_output_ends_with_4_at_once(small: Small, tmp_path: Path) -> None:
