@@ -29,5 +29,7 @@ def build_json(job: Job, made: Lock) -> dict[str, Any]:
         "root": made.root,
         "requests": job.requests,
         "files_written": job.written(),
-        "sources": {source: entry.got for source, entry in made.sources.items()},
+        "sources": {
+            source: entry.got | {"expected": entry.expected} for source, entry in made.sources.items()
+        },
     }

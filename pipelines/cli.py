@@ -17,8 +17,9 @@ from pipelines.build import build, build_json
 from pipelines.download import download
 from pipelines.filter import filter_
 from pipelines.job import Job, open_job
+from pipelines.library import Library
 from pipelines.lock import lock
-from pipelines.pin import pin
+from pipelines.pin import pin, pin_source
 from pipelines.plan import plan
 from pipelines.progress import Progress
 from pipelines.run import Where, stopping_on_signals
@@ -27,8 +28,10 @@ from pipelines.status import open_output, status
 from pipelines.verify import verify
 from pmd.errors import BadRequest, PmdError, Stopped
 from pmd.lock import Lock
-from pmd.manifest import load_corpus, load_source, manifest_folder
-from pmd.report.table import corpus_table
+from pmd.manifest import FetchSpec, load_corpus, load_source, manifest_folder
+from pmd.report.sources import describe_source, sources_table
+from pmd.report.table import comparison, corpus_table, reasons_table, within
+from pmd.sources import READERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,9 +63,68 @@ Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, wi
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="With an error, also where it arose.")]
 
+
+@app.command("pin", help="Download annotation files, or find them, and pin their sha256.")
+def pin_command(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE|CORPUS", help="A source, for all corpora; or a corpus, with --out."),
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--files", help="Of a source: this file, folder or URL instead; may be repeated."),
+    ] = None,
+    edition: Annotated[
+        str, typer.Option("--edition", help="Of a source: which one (see `pmd sources`).")
+    ] = "",
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Of a source: take files that have changed as they are.")
+    ] = False,
+    fetch: Annotated[
+        str | None,
+        typer.Option(
+            "--fetch", metavar="CORPUS", help="Of a source: fetch as this corpus file says (mirrors, ...)."
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Of a corpus: its output.")] = None,
+    only: Only = None,
+    limit: Limit = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    inline: Inline = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    if name not in READERS or Path(name).is_file():
+        if files or edition or accept or fetch:
+            raise BadRequest(f"--files, --edition, --accept and --fetch go with a source; {name!r} is none")
+        if out is None:
+            raise BadRequest(f"{name}: a corpus is pinned in its output: pmd pin {name} --out DIR")
+        where = Where(workers, ray, inline)  # as for every stage, though this one works alone
+        with open_job(
+            load_corpus(name), out=out, only=only or (), limit=limit, where=where, progress=Progress()
+        ) as job:
+            pin(job)
+        if as_json:
+            _print_json({"ok": True, "requests": 0, "files_written": job.written()})
+        return
+    made = pin_source(
+        name,
+        edition=edition,
+        files=files or (),
+        fetch=load_corpus(fetch).fetch if fetch else FetchSpec(),
+        accept=accept,
+        progress=Progress(),
+    )
+    if as_json:
+        _print_json({"ok": True} | made)
+        return
+    for file in made["files"]:
+        print(f"{file['sha256']}  {file['size']:>15,}  {file['path']}")
+
+
 # The commands that work on an output: what each does to a job, and its word in `pmd --help`.
 WORK: dict[str, tuple[Callable[[Job], Lock | None], str]] = {
-    "pin": (pin, "Find the annotation files and pin their sha256."),
     "plan": (plan, "Read the annotation files into numbered plan files."),
     "download": (download, "Fetch, check, shrink and hash the images of each plan file."),
     "filter": (filter_, "Judge every fetched row by the corpus file's rules."),
@@ -124,6 +186,27 @@ def status_command(output: Output, as_json: AsJson = False, verbose: Verbose = F
     print(f"root {found.root}" if found.root else "not locked yet")
 
 
+@app.command(
+    "report", help="What each source came to, next to what was expected of it and the paper's table 2."
+)
+def report_command(output: Output, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    store = open_output(output)
+    found = status(store)
+    told = found.as_json()
+    sources = told["sources"]
+    if as_json:
+        judged = {name: source | {"within": within(source)} for name, source in sources.items()}
+        _print_json(told | {"sources": judged})
+        return
+    console = Console(highlight=False)
+    console.print(comparison(sources, title=f"{found.name} in {store.root}"))
+    console.print(reasons_table(sources))
+    for name, source in sources.items():
+        if evidence := source["expected"].get("evidence"):
+            print(f"{name}: {evidence}")
+    print(f"root {found.root}" if found.root else "not locked yet")
+
+
 @app.command("verify", help="Check every byte of a corpus against its lock.")
 def verify_command(
     output: Output,
@@ -176,18 +259,23 @@ def show_command(
             print(showing.describe(sample))
 
 
-@app.command("sources", help="The datasets that can be read, and their terms.")
-def sources_command(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    sources = [load_source(path.stem) for path in sorted((manifest_folder() / "sources").glob("*.toml"))]
+@app.command("sources", help="The datasets that can be read: terms, sizes, and whether they are pinned here.")
+def sources_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    known = sorted(path.stem for path in (manifest_folder() / "sources").glob("*.toml"))
+    library = Library()
+    sources = [(load_source(name), library.pin(name)) for name in names or known]
     if as_json:
-        _print_json({"ok": True, "sources": {source.name: source.model_dump() for source in sources}})
-        return
-    for source in sources:
-        rows = f"{source.rows:,} rows" if source.rows else "rows not published"
-        print(f"{source.name}: {source.title}, {rows}")
-        print(f"  annotations {source.license}; images: {source.image_license}")
-        for file in source.file:
-            print(f"  {file.url}")
+        told = {source.name: source.model_dump() | {"pinned": pin} for source, pin in sources}
+        _print_json({"ok": True, "sources": told})
+    elif names:
+        for source, pin in sources:
+            print(describe_source(source, pin))
+    else:
+        Console(highlight=False).print(sources_table(sources))
 
 
 @app.callback(invoke_without_command=True)

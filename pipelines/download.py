@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from pmd.archives import Archives
 
 from pipelines.job import Job, Task
 from pipelines.run import Tell
@@ -56,7 +58,7 @@ def download(job: Job) -> None:
     for task in job.unfinished("shards", "raw"):
         with job.store.open(task.name("plan")) as file:
             rows = pq.read_metadata(file).num_rows
-        tasks.append(DownloadTask(**vars(task), rows=rows))
+        tasks.append(DownloadTask(**vars(task), rows=rows, archives=_archives(job, task.source)))
         totals[task.source] += rows
     tasks.sort(key=lambda task: (task.number, task.source))  # sources by turns: more hosts at a time
     with job.progress.stage("download", totals):
@@ -64,16 +66,21 @@ def download(job: Job) -> None:
             pass
 
 
+def _archives(job: Job, source: str) -> tuple[str, ...]:
+    return tuple(archive["path"] for archive in job.pins(source).get("archives", ()))
+
+
 @dataclass(frozen=True)
 class DownloadTask(Task):
     rows: int
+    archives: tuple[str, ...]  # local paths
 
 
 def download_file(task: DownloadTask, tell: Tell) -> dict[str, Any]:
     """Fetch the images of one plan file."""
     store = Store(task.root)
     with store.reading(task.name("plan")) as path:
-        plan = pq.read_table(path, columns=["key", "url", "captions"])
+        plan = pq.read_table(path, columns=[*_COLUMNS])
     with store.writing(task.name("raw", "tar")) as path:
         # A checksum against bit rot until the shard is written; the hashes that identify are in the index.
         writer = TarWriter(path, xxhash.xxh3_128())
@@ -95,15 +102,20 @@ def download_file(task: DownloadTask, tell: Tell) -> dict[str, Any]:
 class _Record(NamedTuple):
     place: int  # in the plan file
     key: str
-    url: str
+    url: str | None
+    path: str | None
+    rotation: int | None
     reason: str | None  # why it is not fetched: all its captions were dropped
 
 
+_COLUMNS = ("key", "url", "path", "rotation", "captions")  # of the plan
+
+
 def _records(plan: pa.Table) -> Iterator[_Record]:
-    columns = [plan[name].to_pylist() for name in plan.column_names]
-    for place, (key, url, captions) in enumerate(zip(*columns, strict=True)):
+    columns = [plan[name].to_pylist() for name in _COLUMNS]
+    for place, (key, url, path, rotation, captions) in enumerate(zip(*columns, strict=True)):
         reasons = [caption["reason"] for caption in captions]
-        yield _Record(place, key, url, None if None in reasons else reasons[0])
+        yield _Record(place, key, url, path, rotation, None if None in reasons else reasons[0])
 
 
 class _Download:
@@ -114,6 +126,7 @@ class _Download:
         self.log: list[dict[str, Any]] = []
         self.requests = 0
         self._spec = task.corpus
+        self._archives = Archives([Path(path) for path in task.archives])
         self._writer = writer
         self._tell = tell
         self._told = time.monotonic()
@@ -135,19 +148,36 @@ class _Download:
             self.requests = client.requests
 
     async def _one(self, record: _Record, client: Client, decoders: ThreadPoolExecutor) -> None:
-        answer = await client.fetch(record.url)
+        loop = asyncio.get_running_loop()
+        answer = None
+        if record.path is not None:
+            answer = await loop.run_in_executor(decoders, self._archived, record.path)
+        if answer is None and record.url is not None:
+            answer = await client.fetch(record.url)
+        if answer is None:
+            answer = Answer(body=None, reason=Reason.NOT_IN_ARCHIVE)
         self.log.append(_log_row(record, answer))
         if answer.body is None:
             assert answer.reason is not None
             row = {"status": "failed_to_download", "reason": answer.reason, "error_message": answer.message}
         else:
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(decoders, images.normalise, answer.body, self._spec.image)
+            picture = await loop.run_in_executor(
+                decoders, images.normalise, answer.body, self._spec.image, record.rotation
+            )
             if isinstance(picture, Reason):
                 row = {"status": "failed_to_resize", "reason": picture}
             else:
                 row = {"status": "success"} | self._store(record.key, picture)
         self._note(record, row)
+
+    def _archived(self, path: str) -> Answer | None:
+        """What the archives hold of an image; None where it is in none of them."""
+        found = self._archives.read(path, self._spec.fetch.max_bytes)
+        if found is None:
+            return None
+        if isinstance(found, Reason):
+            return Answer(body=None, reason=found, detail=f"{path} in an archive")
+        return Answer(body=found, reason=None)
 
     def _store(self, key: str, picture: images.Picture) -> dict[str, Any]:
         offset = self._writer.add(f"{key}.jpg", picture.jpeg)

@@ -25,13 +25,15 @@ import pyarrow as pa
 from pipelines.progress import Progress
 from pipelines.run import Done, Function, Where, Workers, workers
 from pmd import images, text
+from pmd.decontaminate import BlockList, from_bytes
 from pmd.errors import BadRequest, Busy, Damaged, Refused, TasksFailed
 from pmd.manifest import Corpus, canonical_json, fingerprint
 from pmd.storage import Store
 from pmd.tables import read_footer
 
-FORMAT = 1  # of everything in an output; older ones are still read
+FORMAT = 2  # of everything in an output; older ones are still read
 DEFINITION = "corpus.json"
+BLOCK_LIST = "pin/decontaminate.json"
 HELD = ".lock"
 
 
@@ -109,6 +111,12 @@ class Job:
             self._pins[source] = json.loads(self.store.read_bytes(name))
         return self._pins[source]
 
+    def block_list(self) -> BlockList | None:
+        """The images that this corpus leaves out, as `pmd pin` found them."""
+        if not self.store.exists(BLOCK_LIST):
+            return None
+        return from_bytes(self.store.read_bytes(BLOCK_LIST))
+
     def fingerprint(self, source: str) -> str:
         """Of all that decides the bytes of a source's files: rules, annotation files, our versions."""
         return fingerprint(self.definition(source))
@@ -116,11 +124,19 @@ class Job:
     def definition(self, source: str) -> dict[str, Any]:
         everything = definition(self.corpus, self.limit)
         corpus = everything["corpus"]
-        others = {"name", "sources", "source"}  # a source's bytes do not depend on its neighbours
+        left_out = self.block_list()
+        # A source's bytes do not depend on its neighbours; and [text] is among its rules, as it holds for it.
+        others = {"name", "sources", "source", "text"}
+        earlier: Sequence[str] = ()
+        if self.corpus.dedup.across_sources == "drop":  # then they do, on those before it
+            earlier = self.corpus.sources[: self.corpus.sources.index(source)]
         return everything | {
+            "versions": _versions() | text.versions(self.corpus.text_spec(source)),
             "corpus": {name: value for name, value in corpus.items() if name not in others},
             "rules": corpus["source"].get(source, {}),
             "source": source,
+            "earlier": {other: self.fingerprint(other) for other in earlier},
+            "left_out": left_out.sha256 if left_out else None,
             "files": [
                 {"name": file["name"], "sha256": file["sha256"]} for file in self.pins(source)["files"]
             ],
@@ -183,14 +199,14 @@ def read_plan(store: Store, source: str) -> dict[str, Any] | None:
 
 def definition(corpus: Corpus, limit: int | None) -> dict[str, Any]:
     """All of a run that decides bytes, but for the annotation files, as plain JSON values."""
-    return {
-        "format": FORMAT,
-        "corpus": corpus.definition(),
-        "limit": limit,
-        "versions": {"pyarrow": pa.__version__, "orjson": orjson.__version__}
-        | images.versions()
-        | text.versions(corpus.text),
-    }
+    versions = _versions()
+    for source in corpus.sources:
+        versions |= text.versions(corpus.text_spec(source))
+    return {"format": FORMAT, "corpus": corpus.definition(), "limit": limit, "versions": versions}
+
+
+def _versions() -> dict[str, str]:
+    return {"pyarrow": pa.__version__, "orjson": orjson.__version__} | images.versions()
 
 
 @contextlib.contextmanager

@@ -4,12 +4,11 @@ shards/*/00042.tar, .parquet + plan/*/rejected.parquet --sha256--> lock.json
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from pipelines.job import Job, definition, finished, numbered, read_plan
 from pmd.errors import Damaged
 from pmd.lock import FORMAT, Lock, LockedFile, LockedSource, lock_bytes, root_hash
-from pmd.manifest import fingerprint, load_source
+from pmd.manifest import fingerprint
 from pmd.shards import Shard, read_shard
 from pmd.storage import Store
 from pmd.tables import Counts, read_footer
@@ -80,7 +79,7 @@ def _locked(store: Store, name: str) -> LockedFile:
             "changed after it was written: delete the tar and its index, and run `pmd build` again."
         )
     return LockedFile(
-        path=name, sha256=digest, size=size, images=shard.counts.images, pairs=shard.counts.kept
+        path=name, sha256=digest, size=size, images=shard.counts.images, pairs=shard.counts.pairs
     )
 
 
@@ -108,13 +107,11 @@ def _source(job: Job, source: str) -> LockedSource:
         raise Damaged(
             f"{source}: {plan['rows']} annotation rows were planned, {counts.rows} are accounted for"
         )
-    published = load_source(source)
-    expected: dict[str, Any] = {"rows": published.rows, "words_per_caption": published.words_per_caption}
     return LockedSource(
         fingerprint=job.fingerprint(source),
         files=[
             {name: file[name] for name in ("name", "sha256", "size")} for file in job.pins(source)["files"]
         ],
-        expected=expected,
+        expected=job.pins(source)["expected"],
         got=counts.as_json(),
     )

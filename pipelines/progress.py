@@ -114,6 +114,13 @@ class Progress:
             state.finished.done = items
             self._show(source, state)
 
+    def total(self, source: str, items: int) -> None:
+        """So many items there will be, where that shows only on the way."""
+        if (state := self._sources.get(source)) is not None and state.total != items:
+            state.total = items
+            if self._bars is not None:
+                self._bars.update(state.bar, total=items)
+
     def heard(self, task: Any, word: Mapping[str, Any] | None) -> None:
         """A running task says how far it is; None: it starts anew."""
         state = self._sources.get(task.source)

@@ -25,6 +25,7 @@ class SourceStatus:
     tasks: int
     finished: dict[str, int]
     counts: Counts
+    expected: dict[str, Any]  # see pipelines/pin.py
 
     @property
     def ok(self) -> bool:
@@ -45,7 +46,12 @@ class Status:
             "files_written": 0,
             "sources": {
                 name: source.counts.as_json()
-                | {"planned": source.planned, "tasks": source.tasks, "finished": source.finished}
+                | {
+                    "expected": source.expected,
+                    "planned": source.planned,
+                    "tasks": source.tasks,
+                    "finished": source.finished,
+                }
                 for name, source in self.sources.items()
             },
         }
@@ -68,8 +74,10 @@ def status(store: Store) -> Status:
 
 def _source(store: Store, source: str) -> SourceStatus:
     plan = read_plan(store, source)
+    pin = f"pin/{source}.json"
+    expected = json.loads(store.read_bytes(pin)).get("expected", {}) if store.exists(pin) else {}
     if plan is None:
-        return SourceStatus(False, 0, dict.fromkeys(STAGES, 0), Counts())
+        return SourceStatus(False, 0, dict.fromkeys(STAGES, 0), Counts(), expected)
     there = {stage: {*store.names(f"{stage}/{source}", ".parquet")} for stage in STAGES}
     sharded = [
         name
@@ -79,4 +87,5 @@ def _source(store: Store, source: str) -> SourceStatus:
     counts = Counts(rows=sum(plan["rejected"].values()), dropped=tuple(sorted(plan["rejected"].items())))
     for name in sharded:
         counts += shard_facts(store, name).counts
-    return SourceStatus(True, plan["shards"], {stage: len(names) for stage, names in there.items()}, counts)
+    done = {stage: len(names) for stage, names in there.items()}
+    return SourceStatus(True, plan["shards"], done, counts, expected)

@@ -28,6 +28,10 @@ class Busy(PmdError):
     exit_code = 4
 
 
+class Unavailable(PmdError):
+    """No address gives a published file. What has come of it is kept; the same line goes on from there."""
+
+
 class Damaged(PmdError):
     """A file is not what it was when it was finished."""
 

@@ -54,9 +54,10 @@ class Picture:
     phash: str | None  # 64 bits in 16 hex digits: near for pictures that look alike
 
 
-def normalise(body: bytes, spec: ImageSpec) -> Picture | Reason:
+def normalise(body: bytes, spec: ImageSpec, rotation: int | None = None) -> Picture | Reason:
     """Make the picture to store of a body as served, or say why there is none.
 
+    rotation: degrees counter-clockwise, a multiple of 90, to turn it after what the file itself says.
     Equal bodies give equal pictures, byte for byte, under equal `versions()`. May be called from any thread.
     """
     kind = _recognise(body)
@@ -83,6 +84,10 @@ def normalise(body: bytes, spec: ImageSpec) -> Picture | Reason:
     if turn is not None:
         image = image.transpose(turn)
         if turn in _SIDEWAYS:
+            width, height = height, width
+    if rotation and rotation % 360:
+        image = image.transpose(_ROTATIONS[rotation % 360])
+        if rotation % 180:
             width, height = height, width
     jpeg = _encode(image, spec.quality)
     return Picture(
@@ -434,6 +439,11 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_ROTATIONS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
 }
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 

@@ -37,8 +37,8 @@ class LockedSource(Section):
 
     fingerprint: str
     files: list[dict[str, Any]]  # the annotation files: name, sha256, size
-    expected: dict[str, Any]  # published rows and words per caption, where known
-    got: dict[str, Any]  # rows, kept, images, pairs, words_per_caption, dropped
+    expected: dict[str, Any]  # of the published files, where known: see pipelines/pin.py
+    got: dict[str, Any]  # rows, kept, images, planned_pairs, pairs, words_per_caption, dropped
 
 
 class Lock(Section):

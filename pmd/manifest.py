@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pmd.errors import BadRequest
+from pmd.sources import coco, localized_narratives, redcaps, table, wit, yfcc100m
 
 SourceName = Literal[
     "coco",
@@ -43,14 +44,8 @@ class Section(BaseModel):
 
     @classmethod
     def semantic_keys(cls) -> list[str]:
-        return [name for name, field in cls.model_fields.items() if SEMANTIC in field.metadata]
-
-
-class SourceSpec(Section):
-    """[source.NAME]: where this source's annotation files are, and its own rules."""
-
-    # What the files hold decides, not where they lie: their hashes are pinned, the paths are free to change.
-    files: Annotated[tuple[str, ...], OPERATIONAL] = ()
+        # A reader's Rules say nothing of classes: all that they hold is semantic.
+        return [name for name, field in cls.model_fields.items() if OPERATIONAL not in field.metadata]
 
 
 class ShardSpec(Section):
@@ -68,7 +63,67 @@ class TextSpec(Section):
     max_chars: Annotated[int, SEMANTIC, Field(ge=1)] = 10_000
     # ISO 639-1 codes. Empty: any language, and nothing is detected.
     languages: Annotated[tuple[str, ...], SEMANTIC] = ()
-    detector: Annotated[Literal["langdetect"], SEMANTIC] = "langdetect"
+    detector: Annotated[Literal["langdetect", "py3langid", "lingua", "fasttext", "cascade"], SEMANTIC] = (
+        "langdetect"
+    )
+    # Of cascade: from this probability on py3langid's answer is taken; below it langdetect is asked.
+    sure: Annotated[float, SEMANTIC, Field(ge=0, le=1)] = 0.3
+    # Of fasttext: its model, if not the lid.176.ftz that the extra `language` brings. What it holds decides,
+    # and is hashed; not where it lies.
+    fasttext_model: Annotated[str | None, OPERATIONAL] = None
+
+
+class SourceSpec(Section):
+    """[source.NAME]: where this source's annotation files are; and what is decided for it alone."""
+
+    # What the files hold decides, not where they lie: their hashes are pinned, the paths are free to change.
+    # Local files and folders, or URLs. Empty: those that the source's manifest names.
+    files: Annotated[tuple[str, ...], OPERATIONAL] = ()
+    # Which of the published editions, where the manifest names several. Empty: its first.
+    edition: Annotated[str, OPERATIONAL] = ""
+    # Zips and tars of the images, local paths or URLs: an image that is in one of them is not fetched.
+    archive: Annotated[tuple[str, ...], OPERATIONAL] = ()
+    # The keys of [text] that are otherwise for this source.
+    text: Annotated[TextSpec | None, SEMANTIC] = None
+
+
+class CocoSpec(SourceSpec, coco.Rules):
+    """[source.coco]"""
+
+
+class LocalizedNarrativesSpec(SourceSpec, localized_narratives.Rules):
+    """[source.localized_narratives]"""
+
+
+class WitSpec(SourceSpec, wit.Rules):
+    """[source.wit]"""
+
+
+class RedcapsSpec(SourceSpec, redcaps.Rules):
+    """[source.redcaps]"""
+
+
+class Yfcc100mSpec(SourceSpec, yfcc100m.Rules):
+    """[source.yfcc100m]"""
+
+
+class TableSpec(SourceSpec, table.Rules):
+    """[source.table]"""
+
+
+class Sources(Section):
+    """[source]"""
+
+    coco: Annotated[CocoSpec, SEMANTIC] = CocoSpec()
+    sbu: Annotated[SourceSpec, SEMANTIC] = SourceSpec()
+    localized_narratives: Annotated[LocalizedNarrativesSpec, SEMANTIC] = LocalizedNarrativesSpec()
+    cc3m: Annotated[SourceSpec, SEMANTIC] = SourceSpec()
+    visual_genome: Annotated[SourceSpec, SEMANTIC] = SourceSpec()
+    wit: Annotated[WitSpec, SEMANTIC] = WitSpec()
+    cc12m: Annotated[SourceSpec, SEMANTIC] = SourceSpec()
+    redcaps: Annotated[RedcapsSpec, SEMANTIC] = RedcapsSpec()
+    yfcc100m: Annotated[Yfcc100mSpec, SEMANTIC] = Yfcc100mSpec()
+    table: Annotated[TableSpec, SEMANTIC] = TableSpec()
 
 
 class ImageSpec(Section):
@@ -86,6 +141,35 @@ class ImageSpec(Section):
     max_aspect: Annotated[float, SEMANTIC, Field(ge=1, allow_inf_nan=False)] = 20.0
     # Read from its header: an image of more is never decoded.
     max_pixels: Annotated[int, SEMANTIC, Field(ge=1)] = 64_000_000
+
+
+Treatment = Literal["off", "report", "drop"]
+
+
+class DedupSpec(Section):
+    """[dedup]: what becomes of images that repeat an earlier one. The first one stays, with its own captions.
+
+    Earlier is: of a source that `sources` names before, or further ahead in the same source. "report" counts
+    and keeps them.
+    """
+
+    # The same bytes; the same perceptual hash; both within a source.
+    exact: Annotated[Treatment, SEMANTIC] = "off"
+    perceptual: Annotated[Treatment, SEMANTIC] = "off"
+    # What holds within a source also holds from one source to another.
+    across_sources: Annotated[Treatment, SEMANTIC] = "off"
+
+
+class DecontaminateSpec(Section):
+    """[decontaminate]: which images are left out because models are evaluated on them."""
+
+    # The photos of Karpathy's val and test splits: by COCO id, in whatever source; by Flickr id.
+    karpathy_coco: Annotated[bool, SEMANTIC] = False
+    flickr30k: Annotated[bool, SEMANTIC] = False
+    # caption_datasets.zip, or another file with these splits, if it is not to be the published one.
+    splits: Annotated[str | None, OPERATIONAL] = None
+    # Files of one's own, a `<name> <value>` a line: see pmd/decontaminate.py. What they hold decides.
+    lists: Annotated[tuple[str, ...], OPERATIONAL] = ()
 
 
 class FetchSpec(Section):
@@ -115,29 +199,43 @@ class Corpus(Section):
     name: Annotated[str, SEMANTIC, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     sources: Annotated[tuple[SourceName, ...], SEMANTIC, Field(min_length=1)]
     seed: Annotated[int, SEMANTIC] = 0
-    source: Annotated[dict[SourceName, SourceSpec], SEMANTIC] = {}
+    source: Annotated[Sources, SEMANTIC] = Sources()
     shard: Annotated[ShardSpec, SEMANTIC] = ShardSpec()
     text: Annotated[TextSpec, SEMANTIC] = TextSpec()
     image: Annotated[ImageSpec, SEMANTIC] = ImageSpec()
     fetch: Annotated[FetchSpec, SEMANTIC] = FetchSpec()
+    dedup: Annotated[DedupSpec, SEMANTIC] = DedupSpec()
+    decontaminate: Annotated[DecontaminateSpec, SEMANTIC] = DecontaminateSpec()
 
     def source_spec(self, name: str) -> SourceSpec:
-        """[source.NAME], or its defaults."""
-        return next((spec for source, spec in self.source.items() if source == name), SourceSpec())
+        """[source.NAME], or its defaults. It is the reader's Rules too."""
+        return getattr(self.source, name)
+
+    def text_spec(self, name: str) -> TextSpec:
+        """[text], with what [source.NAME] has otherwise."""
+        own = self.source_spec(name).text
+        if own is None:
+            return self.text
+        return self.text.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
 
     def definition(self) -> dict[str, Any]:
         """The semantic keys alone, as plain JSON values: what the fingerprint is made of."""
         # Each source's rules, described or not: to say where a source's files are changes nothing.
-        rules = {name: _semantic(self.source_spec(name)) for name in self.sources}
+        rules = {
+            name: _semantic(self.source_spec(name)) | {"text": _semantic(self.text_spec(name))}
+            for name in self.sources
+        }
         return _semantic(self) | {"source": rules}
 
 
 def _semantic(value: Any) -> Any:
     if isinstance(value, Section):
         return {name: _semantic(getattr(value, name)) for name in value.semantic_keys()}
+    if isinstance(value, BaseModel):  # of a reader's rules
+        return {name: _semantic(item) for name, item in value}
     if isinstance(value, dict):
         return {name: _semantic(item) for name, item in sorted(value.items())}
-    return list(value) if isinstance(value, tuple) else value
+    return [_semantic(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def canonical_json(value: Any) -> bytes:
@@ -159,14 +257,38 @@ def load_corpus(path: str | Path) -> Corpus:
     file = _corpus_file(str(path))
     corpus = parse_corpus(_read_toml(file), where=str(file))
     at = file.parent
-    sources = {
-        name: spec.model_copy(update={"files": tuple(_from(at, entry) for entry in spec.files)})
-        for name, spec in corpus.source.items()
+    described = {
+        name: _placed(corpus.source_spec(name), at) for name in sorted(corpus.source.model_fields_set)
     }
     fetch = corpus.fetch
     if fetch.ca_file:
         fetch = fetch.model_copy(update={"ca_file": _from(at, fetch.ca_file)})
-    return corpus.model_copy(update={"source": sources, "fetch": fetch})
+    sources = corpus.source.model_copy(update=described)
+    decontaminate = corpus.decontaminate
+    decontaminate = decontaminate.model_copy(
+        update={
+            "splits": decontaminate.splits and _from(at, decontaminate.splits),
+            "lists": tuple(_from(at, entry) for entry in decontaminate.lists),
+        }
+    )
+    text = _with_model(corpus.text, at)
+    return corpus.model_copy(
+        update={"source": sources, "text": text, "fetch": fetch, "decontaminate": decontaminate}
+    )
+
+
+def _placed(spec: SourceSpec, folder: Path) -> SourceSpec:
+    """The same with its relative paths taken from a folder."""
+    places = {
+        name: tuple(_from(folder, entry) for entry in getattr(spec, name)) for name in ("files", "archive")
+    }
+    return spec.model_copy(update=places | {"text": spec.text and _with_model(spec.text, folder)})
+
+
+def _with_model(text: TextSpec, folder: Path) -> TextSpec:
+    if text.fasttext_model is None:
+        return text
+    return text.model_copy(update={"fasttext_model": _from(folder, text.fasttext_model)})
 
 
 def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
@@ -174,7 +296,7 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
         corpus = Corpus.model_validate(values)
     except ValidationError as error:
         raise BadRequest(f"{where}: " + "; ".join(_fault(Corpus, item) for item in error.errors())) from None
-    strangers = [name for name in corpus.source if name not in corpus.sources]
+    strangers = sorted(corpus.source.model_fields_set - {*corpus.sources})
     if strangers:
         raise BadRequest(f"{where}: [source.{strangers[0]}] is described, but sources does not list it")
     if len(set(corpus.sources)) != len(corpus.sources):
@@ -215,9 +337,9 @@ def _from(folder: Path, entry: str) -> str:
 
 def _fault(model: type[Section], item: Any) -> str:
     """One pydantic error as a sentence: where, what, and the nearest known key."""
-    place = [str(part) for part in item["loc"] if part != "[key]"]
+    place = [str(part) for part in item["loc"]]
     where = ".".join(place)
-    if item["type"] == "extra_forbidden" or item["loc"][-1] == "[key]":
+    if item["type"] == "extra_forbidden":
         known = _keys_at(model, place[:-1])
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -227,24 +349,60 @@ def _fault(model: type[Section], item: Any) -> str:
     return f"{where!r}: {item['msg'].lower()}, not {item['input']!r}"
 
 
-def _keys_at(model: type[Section], place: list[str]) -> list[str]:
-    if model is Corpus and place[:1] == ["source"]:
-        return [*SourceSpec.model_fields] if place[1:] else [*get_args(SourceName)]
-    if model is Source and place[:1] == ["file"]:
-        return [*AnnotationFile.model_fields]
+def _keys_at(model: type[BaseModel], place: list[str]) -> list[str]:
     for part in place:
-        annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section), part
-        model = annotation
+        inner = [
+            kind
+            for kind in (model.model_fields[part].annotation, *get_args(model.model_fields[part].annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not inner:  # a number: which one of a list
+            continue
+        model = inner[0]
     return [*model.model_fields]
 
 
+# --- what is published ---
+
+Range = tuple[float, float]  # from, to; both are in it
+
+
 class AnnotationFile(Section):
-    """[[file]] of a source: one published annotation file."""
+    """[[edition.file]]: one published annotation file."""
 
     url: str
+    mirrors: tuple[str, ...] = ()
     size: int | None = None  # bytes
     sha256: str | None = None  # None where the publisher gives none and nobody has pinned it
+
+
+class Edition(Section):
+    """[[edition]]: files that make the source whole, and what to expect before any image is fetched."""
+
+    name: str
+    about: str
+    rows: Range  # annotation rows
+    pairs: Range | None = None  # captions that the reader's own rules keep
+    words_per_caption: Range | None = None  # mean; words are what white space separates
+    evidence: str = ""  # where the expectations come from
+    file: tuple[AnnotationFile, ...]
+
+
+class ImageArchive(Section):
+    """[[archive]]: images that are published as a zip or tar."""
+
+    url: str
+    mirrors: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    holds: str
+
+
+class Paper(Section):
+    """[paper]: the row of this source in table 2 of the FLAVA paper."""
+
+    pairs: int
+    words_per_caption: float
 
 
 class Source(Section):
@@ -255,10 +413,21 @@ class Source(Section):
     homepage: str
     license: str  # of the annotations: SPDX id, or the publisher's words where there is none
     image_license: str  # where each image's own licence is found, in a sentence
-    rows: int | None = None  # annotation rows published
-    words_per_caption: float | None = None  # mean, white-space separated
-    cite: str = ""
-    file: tuple[AnnotationFile, ...] = ()
+    attribution: str  # whom to name, and how, in a sentence
+    cite: str
+    paper: Paper
+    edition: Annotated[tuple[Edition, ...], Field(min_length=1)]  # the first is taken if none is named
+    archive: tuple[ImageArchive, ...] = ()
+
+    def edition_named(self, name: str) -> Edition:
+        """An edition by its name; the first for an empty one."""
+        if not name:
+            return self.edition[0]
+        for edition in self.edition:
+            if edition.name == name:
+                return edition
+        known = ", ".join(edition.name for edition in self.edition)
+        raise BadRequest(f"[source.{self.name}] edition: there is no {name!r}; there are {known}")
 
 
 def load_source(name: str) -> Source:

@@ -27,17 +27,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pmd import text
+from pmd.decontaminate import BlockList
 from pmd.manifest import TextSpec
-from pmd.records import Record, Rejected
+from pmd.records import Caption, Reason, Record, Rejected
 from pmd.tables import CAPTION, PLAN, REJECTED
 
-# One row a caption, until gather: the caption with its record's fields, and the hash that places it.
+# One row a caption, until gather: the caption with its record's fields, and the hash that places it. Until
+# deal the captions of each part count their rows from 0.
+_OF_RECORD = [field for field in PLAN if field.name not in ("source", "captions")]
 SPILL = pa.schema(
-    [pa.field("hash", pa.uint64()), pa.field("key", pa.string()), pa.field("url", pa.string())]
-    + [pa.field(name, pa.string()) for name in ("license", "license_url", "attribution", "meta")]
-    + [CAPTION.field(index) for index in range(CAPTION.num_fields)]
+    [pa.field("hash", pa.uint64()), *_OF_RECORD, *(CAPTION.field(name) for name in CAPTION.names)]
 )
-BATCH = 8_192  # outcomes turned into columns at a time
+BATCH = 8_192  # captions turned into columns at a time, about
 HAND = 32  # batches that deal holds in memory
 GROUP = 200_000  # records that gather holds in memory, about
 
@@ -58,10 +59,12 @@ def spill(
     file: int,
     name: str,
     rules: TextSpec,
+    block_list: BlockList | None = None,
 ) -> Spilled:
     """Write one part's captions, cleaned and judged, to an Arrow file, and its unreadable rows to another.
 
-    file: the annotation file's place among those of its source. name: what a person calls it.
+    file: the annotation file's place among those of its source. name: what a person calls it. block_list:
+    the images whose captions are all dropped.
     """
     rows = lost = 0
     with (
@@ -75,13 +78,13 @@ def spill(
             records = [outcome for outcome in batch if isinstance(outcome, Record)]
             refused = [outcome for outcome in batch if isinstance(outcome, Rejected)]
             if records:
-                columns = _columns(records, file=file, rules=rules)
-                kept_writer.write_batch(columns)
-                rows += columns.num_rows
+                kept_writer.write_batch(_columns(records, file=file, rules=rules, block_list=block_list))
+                rows = max(rows, records[-1].captions[-1].row + 1)
             if refused:
                 lost_writer.write_batch(_rejected(refused, name))
+                rows = max(rows, refused[-1].row + 1)
                 lost += len(refused)
-    return Spilled(rows + lost, lost)
+    return Spilled(rows, lost)
 
 
 @contextlib.contextmanager
@@ -97,33 +100,69 @@ def _without_cycle_collection() -> Iterator[None]:
 
 
 def _batches(outcomes: Iterable[Record | Rejected]) -> Iterator[list[Record | Rejected]]:
-    source = iter(outcomes)
-    while batch := list(itertools.islice(source, BATCH)):
+    batch: list[Record | Rejected] = []
+    captions = 0
+    for outcome in outcomes:
+        batch.append(outcome)
+        captions += len(outcome.captions) if isinstance(outcome, Record) else 1
+        if captions >= BATCH:
+            yield batch
+            batch, captions = [], 0
+    if batch:
         yield batch
 
 
-def _columns(records: Sequence[Record], *, file: int, rules: TextSpec) -> pa.RecordBatch:
+def _columns(
+    records: Sequence[Record], *, file: int, rules: TextSpec, block_list: BlockList | None
+) -> pa.RecordBatch:
     """The records as SPILL columns, a row a caption. Transposed by zip, which beats a loop a column."""
-    keys, urls, captions, licenses, license_urls, attributions, metas = zip(*records, strict=True)
-    assert all(captions), "a record has a caption; a row without one is Rejected"
-    texts, rows, ids, boxes = zip(*itertools.chain.from_iterable(captions), strict=True)
-    of_record = [pa.array(key_hashes(keys))]
-    of_record += [
-        pa.array(values, pa.string()) for values in (keys, urls, licenses, license_urls, attributions, metas)
-    ]
-    if len(rows) > len(records):
-        parents = np.repeat(np.arange(len(records)), [len(group) for group in captions])
+    fields = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
+    groups: Sequence[tuple[Caption, ...]] = fields["captions"]
+    assert all(groups), "a record has a caption; a row without one is Rejected"
+    of_record = [pa.array(key_hashes(fields["key"]))]
+    of_record += [pa.array(fields[field.name], field.type) for field in _OF_RECORD]
+    captions, cleaned, reasons = _judged([*itertools.chain.from_iterable(groups)], rules)
+    if block_list is not None:
+        blocked = [block_list.blocks(record) for record in records for _ in record.captions]
+        reasons = [
+            Reason.DECONTAMINATED if is_blocked else reason
+            for is_blocked, reason in zip(blocked, reasons, strict=True)
+        ]
+    if len(captions) > len(records):
+        parents = np.repeat(np.arange(len(records)), [len(group) for group in groups])
         of_record = [column.take(pa.array(parents)) for column in of_record]
-    cleaned = text.clean(texts)
+    _, rows, ids, boxes, _ = zip(*captions, strict=True)
     of_caption = [
         pa.array(cleaned, pa.string()),
         pa.array(ids, pa.string()),
         pa.array(boxes, pa.list_(pa.float64())),
         pa.repeat(pa.scalar(file, pa.int32()), len(rows)),
         pa.array(rows, pa.int64()),
-        pa.array(text.judge(cleaned, rules), pa.string()),
+        pa.array(reasons, pa.string()),
     ]
     return pa.RecordBatch.from_arrays(of_record + of_caption, schema=SPILL)
+
+
+def _judged(captions: list[Caption], rules: TextSpec) -> tuple[list[Caption], list[str], list[Reason | None]]:
+    """The captions with their cleaned texts and verdicts.
+
+    One that is dropped is exchanged for the first that is kept of those to be taken otherwise, if any is.
+    """
+    cleaned = text.clean([caption.text for caption in captions])
+    reasons = text.judge(cleaned, rules)
+    tried = [
+        (place, caption.otherwise)
+        for place, caption in enumerate(captions)
+        if caption.otherwise and reasons[place]
+    ]
+    while tried:
+        others = text.clean([other.text for _, other in tried])
+        verdicts = text.judge(others, rules)
+        for (place, other), words, reason in zip(tried, others, verdicts, strict=True):
+            if reason is None:
+                captions[place], cleaned[place], reasons[place] = other, words, None
+        tried = [(place, other.otherwise) for place, other in tried if other.otherwise and reasons[place]]
+    return captions, cleaned, reasons
 
 
 def key_hashes(keys: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -142,11 +181,14 @@ def _rejected(refused: Sequence[Rejected], name: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=REJECTED)
 
 
-def count_captions(spilled: BinaryIO) -> int:
-    """The rows of a spill, read without their strings."""
+def count_captions(spills: Iterable[BinaryIO]) -> int:
+    """The rows of some spills, read without their strings."""
     options = pa.ipc.IpcReadOptions(included_fields=[0])
-    with pa.ipc.open_file(spilled, options=options) as reader:
-        return sum(reader.get_batch(place).num_rows for place in range(reader.num_record_batches))
+    total = 0
+    for file in spills:
+        with pa.ipc.open_file(file, options=options) as reader:
+            total += sum(reader.get_batch(place).num_rows for place in range(reader.num_record_batches))
+    return total
 
 
 def distinct_images(spills: Iterable[BinaryIO]) -> tuple[int, int]:
@@ -194,8 +236,11 @@ def layout(*, captions: int, images: int, wanted: int, images_per_shard: int) ->
     return Layout(shards, min(shards, max(1, -(-captions // GROUP))))
 
 
-def deal(spilled: BinaryIO, dealt: Path, *, layout: Layout) -> None:
-    """Sort one spill by group: of every `layout.groups` batches of the new file, the g-th is for group g."""
+def deal(spilled: BinaryIO, dealt: Path, *, layout: Layout, first_row: int) -> None:
+    """Sort one spill by group: of every `layout.groups` batches of the new file, the g-th is for group g.
+
+    first_row: the number that the first row of this part has in its file.
+    """
     with (
         pa.ipc.open_file(spilled) as reader,
         pa.OSFile(str(dealt), "wb") as file,
@@ -205,8 +250,15 @@ def deal(spilled: BinaryIO, dealt: Path, *, layout: Layout) -> None:
         for first in range(0, reader.num_record_batches, HAND):
             last = min(first + HAND, reader.num_record_batches)
             batches = [reader.get_batch(place) for place in range(first, last)]
-            for piece in _by_group(pa.Table.from_batches(batches, SPILL).combine_chunks(), layout):
+            rows = _numbered(pa.Table.from_batches(batches, SPILL).combine_chunks(), first_row)
+            for piece in _by_group(rows, layout):
                 writer.write_batch(piece)
+
+
+def _numbered(rows: pa.Table, first_row: int) -> pa.Table:
+    """The rows with their numbers in the whole file."""
+    place = SPILL.get_field_index("row")
+    return rows.set_column(place, SPILL.field(place), pc.add(rows["row"], first_row))
 
 
 def _by_group(rows: pa.Table, layout: Layout) -> Iterator[pa.RecordBatch]:
@@ -270,16 +322,12 @@ def _join(rows: pa.Table, *, source: str, layout: Layout) -> tuple[pa.Table, np.
     captions = pa.StructArray.from_arrays(
         [rows[name].combine_chunks() for name in CAPTION.names], fields=[*CAPTION]
     )
-    once = ["hash", "key", "url", "license", "license_url", "attribution", "meta"]
-    heads = rows.select(once)
+    heads = rows.select(["hash", *(field.name for field in _OF_RECORD)])
     if len(first) < rows.num_rows:
         heads = heads.take(pa.array(first))
-    columns = {
-        "key": heads["key"],
+    columns = {field.name: heads[field.name] for field in _OF_RECORD} | {
         "source": pa.repeat(pa.scalar(source), len(first)),
-        "url": heads["url"],
         "captions": pa.ListArray.from_arrays(pa.array(offsets), captions),
-        **{name: heads[name] for name in ("license", "license_url", "attribution", "meta")},
     }
     shard = heads["hash"].to_numpy() % np.uint64(layout.shards)
     return pa.table([columns[name] for name in PLAN.names], schema=PLAN), shard

@@ -22,12 +22,16 @@ class Reason(StrEnum):
     INPUT_NO_IMAGE = "input_no_image"  # names no image, or one the file does not list
     INPUT_NO_CAPTION = "input_no_caption"  # has no caption at all
     INPUT_BAD_URL = "input_bad_url"  # the image address is not a URL
+    INPUT_LEFT_OUT = "input_left_out"  # of a split or part of the dataset that the corpus file leaves out
     # Its text (stage: plan)
     CAPTION_EMPTY = "caption_empty"
     CAPTION_SHORT = "caption_short"
     CAPTION_LONG = "caption_long"
     CAPTION_LANGUAGE = "caption_language"
-    # The address and the connection (stage: download)
+    # What models are evaluated on (stage: plan)
+    DECONTAMINATED = "decontaminated"
+    # The archive, or the address and the connection (stage: download)
+    NOT_IN_ARCHIVE = "not_in_archive"  # has no address, and no archive at hand holds it
     BAD_SCHEME = "bad_scheme"
     BLOCKED_ADDRESS = "blocked_address"
     DNS_FAILED = "dns_failed"
@@ -61,6 +65,9 @@ class Reason(StrEnum):
     # The picture (stage: filter)
     IMAGE_SMALL = "image_small"
     IMAGE_ASPECT = "image_aspect"
+    # The picture among others (stage: filter)
+    DUPLICATE = "duplicate"  # an earlier image has the same bytes
+    NEAR_DUPLICATE = "near_duplicate"  # an earlier image looks the same
 
 
 # Another try later may end otherwise; everything else is final.
@@ -81,29 +88,32 @@ class Caption(NamedTuple):
     """One caption as its annotation file has it, uncleaned."""
 
     text: str
-    row: int  # 0-based number of the annotation row it came from, unreadable rows counted
-    id: str | None = None  # the publisher's id of this caption
+    row: int  # 0-based number in its part of the annotation row it came from, unreadable rows counted
+    id: str | None = None  # the publisher's id of this caption, or which of a row's texts it is
     box: tuple[float, float, float, float] | None = None  # x, y, width, height in px of the published image
+    otherwise: "Caption | None" = None  # of the same row: taken instead where the caption rules drop this one
 
 
 class Record(NamedTuple):
     """One image with captions, as a reader yields it. A reader may yield an image again: plan joins equal
-    keys.
+    keys. A row may give several captions, all of them of one image.
     """
 
     key: str
-    url: str
+    url: str | None  # None: published in an archive alone
     captions: tuple[Caption, ...]
     license: str | None = None  # SPDX id, or None where the source does not say
     license_url: str | None = None
     attribution: str | None = None
     meta: str | None = None  # JSON object of the source's own ids, sorted keys
+    path: str | None = None  # of the image in the publisher's archives, where there are some
+    rotation: int | None = None  # degrees counter-clockwise that bring the published pixels upright
 
 
 class Rejected(NamedTuple):
     """An annotation row that no record could be made of."""
 
-    row: int
+    row: int  # 0-based number in its part
     reason: Reason
     detail: str  # one line for a person: what was expected, what was there
 
@@ -127,8 +137,11 @@ def url_key(source: str, url: str) -> str:
 
 def meta_json(**values: str | int | None) -> str:
     """`meta` of a record: those of the values that the source gives, as JSON with sorted keys."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return json.dumps(given, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _encode({name: value for name, value in values.items() if value is not None})
+
+
+# Made once: json.dumps makes an encoder at every call that asks for anything special.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def key_hash(key: str) -> int:

@@ -245,6 +245,7 @@ def read_shard(footer: Footer) -> Shard:
     try:
         facts = footer.facts
         counts = facts["counts"] | {"dropped": tuple(sorted(facts["counts"]["dropped"].items()))}
+        counts.setdefault("pairs", counts["kept"])  # format 1: every kept row was one pair
         return Shard(str(footer.fingerprint), facts["tar_sha256"], facts["tar_size"], Counts(**counts))
     except (KeyError, TypeError) as error:
         raise ValueError(f"its footer does not describe a shard: {error!r}") from None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -42,6 +43,8 @@ PLAN = pa.schema(
         ("license_url", pa.string()),
         ("attribution", pa.string()),
         ("meta", pa.string()),
+        ("path", pa.string()),  # of the image in the publisher's archives
+        ("rotation", pa.int16()),  # degrees counter-clockwise that bring the published pixels upright
     ]
 )
 FETCHED = pa.schema(
@@ -75,7 +78,9 @@ class Counts:
     """What became of the annotation rows behind some records. rows == kept + sum(dropped)."""
 
     rows: int = 0
-    kept: int = 0  # rows that are pairs in a shard
+    kept: int = 0  # rows that gave a pair or more
+    planned_pairs: int = 0  # before any image was fetched
+    pairs: int = 0  # kept captions
     images: int = 0
     words: int = 0  # white-space separated, over the kept captions
     dropped: tuple[tuple[str, int], ...] = ()  # (reason, rows), sorted
@@ -87,6 +92,8 @@ class Counts:
         return Counts(
             rows=self.rows + other.rows,
             kept=self.kept + other.kept,
+            planned_pairs=self.planned_pairs + other.planned_pairs,
+            pairs=self.pairs + other.pairs,
             images=self.images + other.images,
             words=self.words + other.words,
             dropped=tuple(sorted(dropped.items())),
@@ -98,8 +105,9 @@ class Counts:
             "rows": self.rows,
             "kept": self.kept,
             "images": self.images,
-            "pairs": self.kept,
-            "words_per_caption": round(self.words / self.kept, 2) if self.kept else None,
+            "planned_pairs": self.planned_pairs,
+            "pairs": self.pairs,
+            "words_per_caption": round(self.words / self.pairs, 2) if self.pairs else None,
             "dropped": dict(self.dropped),
         }
 
@@ -115,14 +123,30 @@ def count_rows(index: pa.Table) -> Counts:
     outcome = pc.coalesce(own, pc.take(index["reason"].combine_chunks(), record))
     kept = pc.is_null(outcome)
     texts = cast("list[str]", flat.field("text").filter(kept).to_pylist())
-    dropped = Counter(cast("list[str]", outcome.drop_null().to_pylist()))
+    # A row gives one caption or several, which lie next to each other. Where all are dropped, its reason is
+    # that of the first.
+    first = _row_starts(record, flat.field("file"), flat.field("row"))
+    row_kept = np.logical_or.reduceat(kept.to_numpy(zero_copy_only=False), first) if len(first) else first
+    lost = outcome.take(pa.array(first)).filter(pa.array(~row_kept.astype(bool)))
     return Counts(
-        rows=len(flat),
-        kept=len(texts),
+        rows=len(first),
+        kept=int(np.count_nonzero(row_kept)),
+        planned_pairs=own.null_count,
+        pairs=len(texts),
         images=cast("int", pc.sum(pc.equal(index["status"], "success")).as_py() or 0),
         words=sum(len(text.split()) for text in texts),
-        dropped=tuple(sorted(dropped.items())),
+        dropped=tuple(sorted(Counter(cast("list[str]", lost.to_pylist())).items())),
     )
+
+
+def _row_starts(*columns: pa.Array) -> np.ndarray[Any, Any]:
+    """Where, in columns that name a row together, another row begins."""
+    begins = np.zeros(len(columns[0]), bool)
+    begins[:1] = True
+    for column in columns:
+        values = column.to_numpy(zero_copy_only=False)
+        begins[1:] |= values[1:] != values[:-1]
+    return np.flatnonzero(begins)
 
 
 # Columns worth a dictionary; for the others, nearly all of whose values differ, trying costs time.

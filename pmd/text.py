@@ -4,19 +4,19 @@ r"""Captions: cleaned, then judged.
     "Tom & Jerry at the caf\u00e9"                       --judge-->  None: keep it, or a Reason
 
 Both take a batch. Most captions are clean already and cost a glance; `_repaired` is what the others go
-through. The caption that it leaves alone is character for character the publisher's.
+through. The caption that it leaves alone is character for character the publisher's. Which language one is
+in, `pmd.language` says.
 """
 
 import functools
-import importlib.metadata
 import re
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 import ftfy
 import ftfy.fixes
 
+from pmd import language
 from pmd.errors import BadRequest
 from pmd.manifest import TextSpec
 from pmd.records import Reason
@@ -36,7 +36,8 @@ def clean(texts: Sequence[str]) -> list[str]:
 def judge(texts: Sequence[str], spec: TextSpec) -> list[Reason | None]:
     """Why each cleaned caption is dropped; None: it is kept.
 
-    Raises BadRequest where the spec names a language that the detector does not know.
+    Raises BadRequest where the spec names a language that its detector does not know, or a detector that is
+    not installed.
     """
     min_spaces = spec.min_words - 1  # a cleaned caption has a space between two words and none elsewhere
     verdicts: list[Reason | None] = []
@@ -50,13 +51,14 @@ def judge(texts: Sequence[str], spec: TextSpec) -> list[Reason | None]:
         else:
             verdicts.append(None)
     if spec.languages:
-        detector = _detector()
-        if unknown := [code for code in spec.languages if code not in detector.languages]:
-            known = " ".join(sorted(detector.languages))
-            raise BadRequest(f"text.languages: langdetect knows no {unknown[0]!r}; it knows {known}")
-        for index, text in enumerate(texts):
-            if verdicts[index] is None and detector.language(text) not in spec.languages:
-                verdicts[index] = Reason.CAPTION_LANGUAGE
+        known = language.known(spec)
+        if unknown := [code for code in spec.languages if code not in known]:
+            names = " ".join(sorted(known))
+            raise BadRequest(f"text.languages: {spec.detector} knows no {unknown[0]!r}; it knows {names}")
+        open_ = [place for place, verdict in enumerate(verdicts) if verdict is None]
+        for place, found in zip(open_, language.detect([texts[place] for place in open_], spec), strict=True):
+            if found not in spec.languages:
+                verdicts[place] = Reason.CAPTION_LANGUAGE
     return verdicts
 
 
@@ -64,7 +66,7 @@ def versions(spec: TextSpec) -> dict[str, str]:
     """What decides, beside the spec, which bytes a caption has and whether it is kept."""
     deciding = {"ftfy": ftfy.__version__, "unicode": unicodedata.unidata_version}
     if spec.languages:
-        deciding["langdetect"] = importlib.metadata.version("langdetect")
+        deciding |= language.versions(spec)
     return deciding
 
 
@@ -137,44 +139,3 @@ def _mark_runs() -> re.Pattern[str]:
     """
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
     return re.compile(f"([{marks}]{{30}})[{marks}]+")
-
-
-# --- languages ---
-
-
-class _Detector:
-    """langdetect, so that its answer depends on the text alone.
-
-    Its own module-level detector draws random numbers without a seed, and knows languages in the order in
-    which the file system lists them, which decides between equals.
-    """
-
-    def __init__(self) -> None:
-        from langdetect import DetectorFactory
-        from langdetect.detector_factory import PROFILES_DIRECTORY
-
-        profiles = sorted(path for path in Path(PROFILES_DIRECTORY).iterdir() if path.is_file())
-        self._factory = DetectorFactory()
-        self._factory.load_json_profile([profile.read_text(encoding="utf-8") for profile in profiles])
-        self._factory.set_seed(0)  # each detection starts from it anew
-        self.languages = {_iso_639_1(code) for code in self._factory.get_lang_list()}
-
-    def language(self, text: str) -> str | None:
-        """ISO 639-1 code; None where no language can be seen, as in a caption of digits."""
-        from langdetect import LangDetectException
-
-        detector = self._factory.create()
-        detector.append(text)
-        try:
-            return _iso_639_1(detector.detect())
-        except LangDetectException:
-            return None
-
-
-def _iso_639_1(code: str) -> str:
-    return code.partition("-")[0]  # zh-cn and zh-tw
-
-
-@functools.cache
-def _detector() -> _Detector:
-    return _Detector()  # two threads may each make one: they are the same

@@ -1,12 +1,14 @@
 """The main job from end to end, on a world that we draw ourselves: `make demo`.
 
-    draw 2,400 scenes -> publish them on a local web as COCO, CC3M and CC12M, with losses
-      -> pmd build (2 Ray workers) -> pmd verify -> read back with `webdataset` -> contact sheet, summary.json
+    draw 2,400 scenes -> publish them on a local web as all nine sources do, with losses
+      -> pmd build (2 Ray workers) -> pmd report, pmd verify -> read back with `webdataset`
+      -> contact sheet, summary.json
 
 Everything is left in .demo/: the corpus file to play with, the output, the sheet.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from typing import Any
 
 import webdataset as _webdataset
 
-from tests.web import Web
-from tests.world import Published, World, publish
+from tests.publish import Published, publish
+from tests.web import ServedFile, Web
+from tests.world import World
 
 DEMO = Path(".demo")
 OUT = DEMO / "corpus"
@@ -27,19 +30,27 @@ webdataset: Any = _webdataset  # makes its names at run time, where no checker s
 IMAGES = 2_400
 PMD = Path(sys.executable).parent / "pmd"
 
+FOLDER = (
+    "annotations"  # everything that the sources publish; each finds its own files in it, by their content
+)
 CORPUS = """\
 name = "demo"
-sources = ["coco", "cc3m", "cc12m"]
+sources = [{sources}]
 
-[source.coco]
-files = ["annotations"]     # a folder: each source finds its own files in it, by their content
-[source.cc3m]
+{described}
+[source.localized_narratives]
 files = ["annotations"]
+archive = [{archives}]          # two of its four datasets publish their photos so
 [source.cc12m]
+files = ["https://mirror.example/cc12m.tsv"]    # downloaded, and kept for all corpora
+[source.yfcc100m]
 files = ["annotations"]
+[source.yfcc100m.text]          # as the FLAVA paper has it
+min_words = 3
+languages = ["en"]
 
 [shard]
-images = 250
+images = 100
 [text]
 min_words = 2
 [image]
@@ -60,10 +71,14 @@ def main() -> None:
     seconds: dict[str, float] = {}
     with Web() as web:
         with part("draw", f"draw {IMAGES:,} scenes and publish them on a web of our own", seconds):
-            published = publish(World(seed=0, images=IMAGES), DEMO / "annotations", web)
-            write_corpus_file(web)
+            published = publish(World(seed=0, images=IMAGES), DEMO / FOLDER, web)
+            (cc12m,) = published.files["cc12m"]
+            web.serve_file("mirror.example", "/cc12m.tsv", ServedFile(cc12m))
+            write_corpus_file(published, web)
         with part("build", "build the corpus with 2 Ray workers, and lock it", seconds):
             pmd("build", DEMO / "corpus.toml", "--out", OUT, "--workers", "2")
+    with part("report", "compare with what the sources publish", seconds):
+        pmd("report", OUT)
     with part("verify", "verify every byte against the lock", seconds):
         pmd("verify", OUT)
     with part("read", "read the shards back with the webdataset package", seconds):
@@ -87,9 +102,19 @@ def part(name: str, title: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - start, 1)
 
 
-def write_corpus_file(web: Web) -> None:
-    connect_to = ", ".join(f'"{host}" = "{address}"' for host, address in web.connect_to.items())
-    (DEMO / "corpus.toml").write_text(CORPUS.format(connect_to=connect_to))
+def write_corpus_file(published: Published, web: Web) -> None:
+    told = ("localized_narratives", "cc12m", "yfcc100m")  # these have more to say
+    text = CORPUS.format(
+        sources=", ".join(f'"{source}"' for source in published.files),
+        described="\n".join(
+            f'[source.{source}]\nfiles = ["{FOLDER}"]' for source in published.files if source not in told
+        ),
+        archives=", ".join(
+            f'"{path.relative_to(DEMO)}"' for path in published.archives["localized_narratives"]
+        ),
+        connect_to=", ".join(f'"{host}" = "{address}"' for host, address in web.connect_to.items()),
+    )
+    (DEMO / "corpus.toml").write_text(text)
     shutil.copyfile(web.ca_file, DEMO / "ca.pem")
 
 
@@ -97,7 +122,9 @@ def pmd(*arguments: str | Path) -> None:
     """Run a command as a user would, and stop the demo if it fails."""
     line = [str(argument) for argument in arguments]
     print("$ pmd " + " ".join(line), flush=True)
-    code = subprocess.run([PMD, *line]).returncode
+    # A library of the demo's own, as it is thrown away each time.
+    library = {"PMD_LIBRARY": str((DEMO / "library").resolve())}
+    code = subprocess.run([PMD, *line], env=os.environ | library).returncode
     if code:
         sys.exit(f"pmd {line[0]} ended with exit code {code}")
 
@@ -109,8 +136,11 @@ def read_back(published: Published, lock: dict[str, Any]) -> None:
         samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
         pairs = sum(len(sample["json"]["captions"]) for sample in samples)
         assert len(samples) == entry["got"]["images"] == published.kept_images[source], source
-        assert pairs == entry["got"]["pairs"] == published.kept_rows[source], source
-        assert {sample["json"]["url"] for sample in samples} <= published.pictures.keys(), source
+        assert pairs == entry["got"]["pairs"] == published.kept_pairs[source], source
+        assert entry["got"]["rows"] == published.rows[source], source
+        assert entry["got"]["kept"] == published.kept_rows[source], source
+        urls = {url for sample in samples if (url := sample["json"]["url"])}
+        assert urls <= published.pictures.keys(), source
         for sample in samples:
             assert sample["jpg"].size == (sample["json"]["width"], sample["json"]["height"]), sample[
                 "__key__"

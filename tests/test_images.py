@@ -270,6 +270,19 @@ def test_a_wrong_checksum_in_a_png_is_damage() -> None:
 # Upright, opaque, sRGB
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270, 360, None])
+def test_a_picture_is_turned_as_its_source_says_after_what_its_file_says(
+    rotation: int | None, orientation: int
+) -> None:
+    body = file_of(scene(), "PNG", exif=exif_of(orientation=orientation))
+    picture = normalise(body, AS_IT_IS, rotation)
+    assert isinstance(picture, Picture)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(body))).rotate(rotation or 0, expand=True)
+    assert (picture.original_width, picture.original_height) == upright.size
+    assert difference(Image.open(BytesIO(picture.jpeg)), upright) < 6  # a wrong turn: 60 and more
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_a_picture_is_turned_upright(form: str, orientation: int) -> None:

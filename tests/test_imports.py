@@ -139,7 +139,7 @@ def imported(modules: list[str], forbidden: tuple[str, ...]) -> str:
     return done.stdout + done.stderr
 
 
-HEAVY = ("torch", "ray", "pandas", "langdetect", "s3fs", "gcsfs")
+HEAVY = ("torch", "ray", "pandas", "langdetect", "py3langid", "lingua", "fasttext", "s3fs", "gcsfs")
 CLIENTS = ("aiohttp", "requests", "httpx", "urllib3", "urllib.request", "http.client", "botocore")
 
 

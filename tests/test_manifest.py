@@ -1,9 +1,10 @@
 """The laws of pmd/manifest.py: a corpus file decides what is built, and is told what is wrong with it."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,7 +14,7 @@ from pmd.manifest import (
     SEMANTIC,
     Corpus,
     Section,
-    SourceSpec,
+    SourceName,
     canonical_json,
     fingerprint,
     load_corpus,
@@ -23,7 +24,11 @@ from pmd.manifest import (
 )
 from pmd.sources import READERS
 
-CORPUS = {"name": "small", "sources": ["coco", "cc3m"], "source": {"cc3m": {"files": ["a.tsv"]}}}
+CORPUS = {
+    "name": "small",
+    "sources": [*get_args(SourceName)],
+    "source": {name: {"files": ["a.tsv"], "text": {}} for name in get_args(SourceName)},
+}
 
 
 def corpus(**changes: Any) -> Corpus:
@@ -40,16 +45,24 @@ def refusal(values: dict[str, Any]) -> str:
 
 
 def sections() -> dict[tuple[str, ...], type[Section]]:
-    found: dict[tuple[str, ...], type[Section]] = {(): Corpus, ("source", "cc3m"): SourceSpec}
-    for name, field in Corpus.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found[(name,)] = field.annotation
+    found: dict[tuple[str, ...], type[Section]] = {(): Corpus}
+    for place, section in found.copy().items():
+        found |= _inside(section, place)
+    return found
+
+
+def _inside(section: type[Section], at: tuple[str, ...]) -> dict[tuple[str, ...], type[Section]]:
+    found: dict[tuple[str, ...], type[Section]] = {}
+    for name, field in section.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found |= {(*at, name): kind, **_inside(kind, (*at, name))}
     return found
 
 
 SECTIONS = sections()
 KEYS = [(*place, key) for place, section in SECTIONS.items() for key in section.model_fields]
-LEAVES = [key for key in KEYS if key not in SECTIONS and key != ("source",)]
+LEAVES = [key for key in KEYS if key not in SECTIONS]
 
 
 def put(values: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -62,6 +75,7 @@ def put(values: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str,
 
 def test_the_sections_are_all_there() -> None:
     assert {key[0] for key in KEYS} == {*Corpus.model_fields}
+    assert {key[1] for key in KEYS if key[0] == "source" and key[1:]} == {*get_args(SourceName)}
     assert ("fetch", "timeout_s") in LEAVES and ("source", "cc3m", "files") in LEAVES and ("seed",) in LEAVES
 
 
@@ -71,14 +85,20 @@ def test_the_sections_are_all_there() -> None:
 @pytest.mark.parametrize("place", KEYS, ids=".".join)
 def test_every_key_is_either_semantic_or_operational(place: tuple[str, ...]) -> None:
     field = SECTIONS[place[:-1]].model_fields[place[-1]]
-    assert (SEMANTIC in field.metadata) != (OPERATIONAL in field.metadata)
+    told = (SEMANTIC in field.metadata) + (OPERATIONAL in field.metadata)
+    of_reader = place[0] == "source" and len(place) == 3 and place[-1] in READERS[place[1]].Rules.model_fields
+    assert told == (0 if of_reader else 1)
 
 
 def test_only_these_keys_change_nothing_that_is_built() -> None:
     operational = {place for place in LEAVES if place[-1] not in SECTIONS[place[:-1]].semantic_keys()}
     how = ("timeout_s", "retries", "connections", "per_host_connections", "user_agent")
     where = ("connect_to", "allow_private", "ca_file")
-    assert operational == {("source", "cc3m", "files"), *(("fetch", key) for key in how + where)}
+    of_source = ("files", "edition", "archive")
+    of_sources = {("source", name, key) for name in get_args(SourceName) for key in of_source}
+    of_text = {(*place, "fasttext_model") for place in SECTIONS if place[-1:] == ("text",)}
+    decontaminate = {("decontaminate", "splits"), ("decontaminate", "lists")}
+    assert operational == of_sources | of_text | decontaminate | {("fetch", key) for key in how + where}
 
 
 def changed(value: Any, place: tuple[str, ...]) -> Any:
@@ -86,7 +106,7 @@ def changed(value: Any, place: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return value | {place[0]: changed(value[place[0]], place[1:])}
     here = changed(getattr(value, place[0]), place[1:]) if place[1:] else "another"
-    return value.model_copy(update={place[0]: (here,) if place == ("sources",) else here})
+    return value.model_copy(update={place[0]: ("coco",) if place == ("sources",) else here})
 
 
 @pytest.mark.parametrize("place", LEAVES, ids=".".join)
@@ -176,7 +196,7 @@ def test_all_faults_of_a_file_are_told_at_once() -> None:
 
 
 def test_a_source_is_described_only_if_it_is_listed_and_listed_only_once() -> None:
-    assert "[source.cc3m] is described" in refusal(CORPUS | {"sources": ["coco"]})
+    assert "[source.cc3m] is described" in refusal({"name": "a", "sources": ["coco"], "source": {"cc3m": {}}})
     assert "twice: coco, coco" in refusal({"name": "a", "sources": ["coco", "coco"]})
 
 
@@ -255,8 +275,42 @@ def test_our_corpora_load_by_name(path: Path) -> None:
 @pytest.mark.parametrize("path", shipped("sources"), ids=lambda path: path.stem)
 def test_our_sources_load_and_say_where_their_files_are(path: Path) -> None:
     source = load_source(path.stem)
-    assert source.name == path.stem and source.file
-    assert all(file.url.startswith(("http://", "https://")) for file in source.file)
+    assert source.name == path.stem
+    files = [file for edition in source.edition for file in edition.file]
+    addresses = [address for file in (*files, *source.archive) for address in (file.url, *file.mirrors)]
+    assert all(address.startswith(("http://", "https://")) for address in addresses)
+    assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in files if file.sha256)
+
+
+@pytest.mark.parametrize("path", shipped("sources"), ids=lambda path: path.stem)
+def test_what_we_expect_of_a_source_is_a_range_with_its_evidence(path: Path) -> None:
+    source = load_source(path.stem)
+    for edition in source.edition:
+        assert edition.file and edition.evidence, edition.name
+        for span in (edition.rows, edition.pairs, edition.words_per_caption):
+            assert span is None or 0 < span[0] <= span[1], edition.name
+    assert len({edition.name for edition in source.edition}) == len(source.edition)
+
+
+def test_the_papers_pairs_are_seventy_million_of_twelve_words() -> None:
+    papers = [load_source(path.stem).paper for path in shipped("sources")]
+    pairs = sum(paper.pairs for paper in papers)
+    assert pairs == 70_000_000
+    words = sum(paper.pairs * paper.words_per_caption for paper in papers) / pairs
+    assert 12.0 < words < 12.3
+
+
+def test_an_edition_that_is_not_published_is_a_bad_request_that_names_those_that_are() -> None:
+    source = load_source("coco")
+    assert source.edition_named("") == source.edition[0] == source.edition_named("karpathy")
+    with pytest.raises(BadRequest, match=r"\[source.coco\] edition: .*'2020'.* karpathy, 2017, 2014"):
+        source.edition_named("2020")
+
+
+def test_a_source_takes_the_text_rules_of_the_corpus_but_for_its_own() -> None:
+    made = corpus(text={"min_words": 2, "max_chars": 300}, source={"cc3m": {"text": {"min_words": 5}}})
+    assert (made.text_spec("cc3m").min_words, made.text_spec("cc3m").max_chars) == (5, 300)
+    assert made.text_spec("coco") == made.text
 
 
 def test_every_source_that_can_be_read_has_a_manifest_and_every_manifest_is_toml_of_a_known_kind() -> None:

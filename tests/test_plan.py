@@ -44,6 +44,8 @@ def record(image: int, *captions: tuple[str, int], file: int = 0) -> Record:
         tuple(Caption(text, row, f"{file}/{row}", (row, 1, 2.5, 3)) for text, row in captions),
         license=f"licence {file}/{captions[0][1]}",
         meta=f'{{"id":{image}}}',
+        path=f"train/{image}.jpg",
+        rotation=90 * (image % 4),
     )
 
 
@@ -69,7 +71,7 @@ def gathered(spills: Sequence[Path], spread: Layout) -> dict[int, pa.Table]:
     dealt = [path.with_suffix(".dealt") for path in spills]
     for path, target in zip(spills, dealt, strict=True):
         with open(path, "rb") as file:
-            deal(file, target, layout=spread)
+            deal(file, target, layout=spread, first_row=0)
     tables: dict[int, pa.Table] = {}
     for group in range(spread.groups):
         with ExitStack() as stack:
@@ -113,7 +115,8 @@ def modelled(parts: Iterable[Part], shards: int) -> dict[int, list[dict[str, Any
                 "file": file,
             }
             row["captions"].append(told | {"row": caption.row, "reason": verdict(caption.text)})
-        row |= {name: getattr(first, name) for name in ("license", "license_url", "attribution", "meta")}
+        of_record = ("license", "license_url", "attribution", "meta", "path", "rotation")
+        row |= {name: getattr(first, name) for name in of_record}
         rows[key_hash(key) % shards].append(row)
     return rows
 
@@ -197,6 +200,43 @@ def test_captions_of_one_row_keep_their_order(tmp_path: Path) -> None:
     assert rows_of(gathered(spilled(tmp_path, parts), Layout(2, 2))) == modelled(parts, 2)
 
 
+def test_rows_are_numbered_on_from_the_parts_before(tmp_path: Path) -> None:
+    (path,) = spilled(tmp_path, [Part(0, [record(1, ("a ball", 0)), record(1, ("a box", 1))])])
+    with open(path, "rb") as file:
+        deal(file, tmp_path / "dealt", layout=Layout(1, 1), first_row=70)
+    with open(tmp_path / "dealt", "rb") as file:
+        ((_, table),) = gather([file], source="cc3m", group=0, layout=Layout(1, 1))
+    assert [caption["row"] for caption in table["captions"][0].as_py()] == [70, 71]
+
+
+@pytest.mark.parametrize(
+    ("texts", "taken", "reason"),
+    [
+        (["a ball"], "a ball", None),
+        (["a ball", "a box"], "a ball", None),
+        (["ball", "a box"], "a box", None),
+        (["ball", "&nbsp;", "a  box", "a cone"], "a box", None),
+        (["ball", ""], "ball", "caption_short"),  # none is kept: the first, and why it is not
+        (["", "ball"], "", "caption_empty"),
+    ],
+)
+def test_of_texts_to_be_taken_otherwise_the_first_that_is_kept_is_the_caption(
+    tmp_path: Path, texts: list[str], taken: str, reason: str | None
+) -> None:
+    caption = None
+    for place, text in reversed([*enumerate(texts)]):
+        caption = Caption(text, 1, f"text {place}", None, caption)
+    assert caption
+    before, after = record(7, ("the row before", 0)), record(7, ("the row after", 2))
+    parts = [Part(0, [before, record(7, ("", 1))._replace(captions=(caption,)), after])]
+    ((_, table),) = gathered(spilled(tmp_path, parts), Layout(1, 1)).items()
+    captions = table["captions"][0].as_py()
+    assert [captions[place]["text"] for place in (0, 2)] == ["the row before", "the row after"]
+    assert (captions[1]["text"], captions[1]["reason"], captions[1]["row"]) == (taken, reason, 1)
+    kept = texts.index("a  box") if "a  box" in texts else texts.index(taken)
+    assert captions[1]["id"] == f"text {kept}"
+
+
 def test_a_plan_file_is_the_same_bytes_for_any_number_of_groups(tmp_path: Path) -> None:
     parts = [
         Part(file, [record(image, ("a ball", image), file=file) for image in range(500)]) for file in (0, 1)
@@ -219,7 +259,7 @@ def test_rejected_rows_are_written_with_their_file_row_reason_and_detail(tmp_pat
         Rejected(7, Reason.INPUT_NO_IMAGE, "no URL"),
     ]
     table, rejected = tmp_path / "a.arrow", tmp_path / "r.arrow"
-    assert spill(outcomes, table, rejected, file=3, name="x.tsv", rules=RULES) == Spilled(rows=4, rejected=2)
+    assert spill(outcomes, table, rejected, file=3, name="x.tsv", rules=RULES) == Spilled(rows=8, rejected=2)
     with pyarrow.ipc.open_file(rejected) as reader:
         assert reader.read_all().to_pylist() == [
             {"file": "x.tsv", "row": 4, "reason": "input_malformed", "detail": "expected a TAB, found none"},

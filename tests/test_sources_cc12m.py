@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pmd.manifest import load_source
 from pmd.records import Caption, Reason, Record, Rejected, url_key
 from pmd.sources import cc3m, cc12m
+from tests.reading import read_all
 
 REAL = Path(__file__).parents[2] / "shared" / "real" / "cc12m"
 
@@ -71,20 +71,14 @@ def test_the_published_rows_are_read() -> None:
     if not path.is_file():
         pytest.skip(f"the real rows are not here: {path}")
     assert cc12m.recognise(path) == "url-caption tsv"
-    found = [outcome for part in cc12m.parts(path) for outcome in cc12m.read(part)]
+    found = read_all("cc12m", path)
     assert len(found) == 5
     assert all(isinstance(outcome, Record) for outcome in found)
     assert isinstance(found[2], Record) and "Photo <PERSON>, Manga" in found[2].captions[0].text
     assert isinstance(found[4], Record) and found[4].captions[0].text.endswith("on the sand and sea around")
 
 
-def test_the_manifest_names_the_published_file() -> None:
-    source = load_source("cc12m")
-    assert source.rows == 12_423_374
-    assert [file.size for file in source.file] == [2_707_204_412]
-
-
 def outcomes(folder: Path, content: str) -> list[Record | Rejected]:
     path = folder / "file"
     path.write_text(content, encoding="utf-8", newline="\n")
-    return [outcome for part in cc12m.parts(path) for outcome in cc12m.read(part)]
+    return read_all("cc12m", path)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pmd.manifest import load_source
 from pmd.records import Caption, Reason, Record, Rejected, url_key
 from pmd.sources import cc3m, cc12m
+from tests.reading import read_all
 
 REAL = Path(__file__).parents[2] / "shared" / "real" / "cc3m"
 URL = "http://a.example/1.jpg"
@@ -51,20 +51,14 @@ def test_the_published_rows_are_read(name: str, rows: int) -> None:
         pytest.skip(f"the real rows are not here: {path}")
     assert cc3m.recognise(path) == "caption-url tsv"
     assert cc12m.recognise(path) is None
-    found = [outcome for part in cc3m.parts(path) for outcome in cc3m.read(part)]
+    found = read_all("cc3m", path)
     keys = {outcome.key for outcome in found if isinstance(outcome, Record)}
     assert len(found) == len(keys) == rows
     captions = [outcome.captions[0].text for outcome in found if isinstance(outcome, Record)]
     assert not any("http" in caption or "\t" in caption for caption in captions)
 
 
-def test_the_manifest_names_the_published_file() -> None:
-    source = load_source("cc3m")
-    assert source.rows == 3_318_333
-    assert [file.size for file in source.file] == [564_607_502]
-
-
 def outcomes(folder: Path, content: str) -> list[Record | Rejected]:
     path = folder / "file"
     path.write_text(content, encoding="utf-8", newline="\n")
-    return [outcome for part in cc3m.parts(path) for outcome in cc3m.read(part)]
+    return read_all("cc3m", path)

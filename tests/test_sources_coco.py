@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmd.manifest import load_source
 from pmd.records import Caption, Reason, Record, Rejected
 from pmd.sources import coco
+from tests.reading import read_all
 
 REAL = Path(__file__).parents[2] / "shared" / "real" / "coco" / "annotations"
 
@@ -41,6 +41,7 @@ def test_an_annotation_becomes_a_record_of_its_image(tmp_path: Path) -> None:
             license_url="http://creativecommons.org/licenses/by/2.0/",
             meta='{"coco_id":9,"file_name":"000000000009.jpg","flickr_photo_id":"6255196340",'
             '"flickr_url":"http://farm7.staticflickr.com/6116/6255196340_da26cf2c9e_z.jpg"}',
+            path="val2017/000000000009.jpg",
         )
     ]
 
@@ -233,7 +234,7 @@ def test_whatever_the_elements_are_each_ends_in_one_outcome(
 def test_whatever_the_images_of_karpathy_are_each_sentence_ends_in_one_outcome(images: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), json.dumps({"images": [KARPATHY, *images]}).encode())
-        found = [outcome for part in coco.parts(path) for outcome in coco.read(part)]
+        found = read_all("coco", path)
     sentences = [image.get("sentences") if isinstance(image, dict) else None for image in images]
     assert [row for row, _ in summary(found)] == list(range(len(found)))
     assert len(found) == 2 + sum(len(each) if isinstance(each, list) and each else 1 for each in sentences)
@@ -246,7 +247,7 @@ def test_a_file_of_any_length_is_read_in_the_memory_of_its_images(tmp_path: Path
         file.writelines(", " + json.dumps(ANNOTATION | {"id": number}) for number in range(60_000))
         file.write("]}")
     tracemalloc.start()
-    count = sum(1 for part in coco.parts(path) for _ in coco.read(part))
+    count = sum(1 for part in coco.parts([path]) for _ in coco.read(part, coco.Rules()))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 60_001
@@ -278,8 +279,35 @@ def test_a_sentence_of_karpathy_becomes_a_record_with_its_split(tmp_path: Path) 
         url="http://images.cocodataset.org/val2014/COCO_val2014_000000000009.jpg",
         captions=(Caption("A bowl.", row=0, id="38"),),
         meta='{"coco_id":9,"file_name":"COCO_val2014_000000000009.jpg","karpathy_split":"restval"}',
+        path="val2014/COCO_val2014_000000000009.jpg",
     )
     assert isinstance(second, Record) and second.captions == (Caption("Fruit.", row=1, id="39"),)
+
+
+def test_captions_files_beside_karpathys_give_its_photos_their_licences_and_no_rows(tmp_path: Path) -> None:
+    karpathy = write(tmp_path / "a", json.dumps({"images": [KARPATHY], "dataset": "coco"}).encode())
+    whole = {"images": [IMAGE], "annotations": [ANNOTATION], "licenses": LICENSES}
+    captions = write(tmp_path / "b", json.dumps(whole).encode())
+    for files in ([karpathy, captions], [captions, karpathy]):
+        records = [outcome for outcome in read_all("coco", *files) if isinstance(outcome, Record)]
+        bare = [record._replace(license=None, license_url=None) for record in records]
+        assert bare == read_all("coco", karpathy)
+        assert {(record.license, record.license_url) for record in records} == {
+            ("CC-BY-2.0", "http://creativecommons.org/licenses/by/2.0/")
+        }
+
+
+@pytest.mark.parametrize("split", ["val", "test", "no such split"])
+def test_sentences_of_splits_for_evaluation_are_left_out_unless_they_are_asked_for(
+    tmp_path: Path, split: str
+) -> None:
+    content = json.dumps({"images": [KARPATHY | {"split": split}], "dataset": "coco"}).encode()
+    outcomes = read(tmp_path, content)
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Rejected)] == [
+        Reason.INPUT_LEFT_OUT
+    ] * 2
+    chosen = read_all("coco", write(tmp_path, content), rules=coco.Rules(splits=("val", "test")))
+    assert all(isinstance(outcome, Record) for outcome in chosen) is (split in ("val", "test"))
 
 
 def test_every_image_of_karpathy_that_cannot_be_read_is_a_row_in_its_place(tmp_path: Path) -> None:
@@ -343,17 +371,15 @@ def test_of_a_zip_the_members_with_captions_are_read(tmp_path: Path) -> None:
         archive.writestr("annotations/captions_val2017.json", COCO)
         archive.writestr("annotations/captions_notes.json", b"{}")
         archive.writestr("annotations/captions_train2017.json", COCO)
-        archive.writestr("dataset_coco.json", json.dumps({"images": [KARPATHY]}))
         archive.writestr("readme.txt", b"captions")
     assert coco.recognise(path) == "captions zip"
-    parts = coco.parts(path)
+    parts = coco.parts([path])
     assert [(part.member, part.form) for part in parts] == [
         ("annotations/captions_val2017.json", "captions json"),
         ("annotations/captions_train2017.json", "captions json"),
-        ("dataset_coco.json", "karpathy json"),
     ]
-    assert [len(list(coco.read(part))) for part in parts] == [1, 1, 2]
-    assert list(coco.read(parts[0])) == read(tmp_path, COCO)
+    for part in parts:
+        assert list(coco.read(part, coco.Rules())) == read(tmp_path, COCO)
 
 
 @pytest.mark.parametrize("where", range(0, 400, 3))
@@ -365,7 +391,7 @@ def test_a_damaged_zip_is_rows_never_an_exception(tmp_path: Path, where: int) ->
     content[where % len(content)] ^= 0xFF
     path.write_bytes(content)
     coco.recognise(path)
-    found = [outcome for part in coco.parts(path) for outcome in coco.read(part)]
+    found = read_all("coco", path)
     assert found
     assert [row for row, _ in summary(found)] == list(range(len(found)))
 
@@ -382,32 +408,27 @@ def test_the_published_rows_are_read(name: str, images: int, rows: int) -> None:
     if not path.is_file():
         pytest.skip(f"the real rows are not here: {path}")
     assert coco.recognise(path) == "captions json"
-    found = [outcome for part in coco.parts(path) for outcome in coco.read(part)]
+    found = read_all("coco", path)
     records = [outcome for outcome in found if isinstance(outcome, Record)]
     assert len(records) == len(found) == rows
     assert len({record.key for record in records}) == images
-    assert all(record.url.startswith("http://images.cocodataset.org/") for record in records)
+    assert all(record.url == f"http://images.cocodataset.org/{record.path}" for record in records)
     assert all(record.license_url and json.loads(record.meta or "")["flickr_photo_id"] for record in records)
     assert [record.captions[0].row for record in records] == list(range(rows))
 
 
-def test_the_manifest_names_the_published_file() -> None:
-    source = load_source("coco")
-    assert source.rows == 591_753 + 25_014
-    assert [file.url.rpartition("/")[2] for file in source.file] == ["annotations_trainval2017.zip"]
-
-
 def captions(folder: Path, **lists: Any) -> list[Record | Rejected]:
     path = write(folder, json.dumps(lists).encode())
-    return [outcome for part in coco.parts(path) for outcome in coco.read(part)]
+    return read_all("coco", path)
 
 
 def read(folder: Path, content: bytes) -> list[Record | Rejected]:
     path = write(folder, content)
-    return [outcome for part in coco.parts(path) for outcome in coco.read(part)]
+    return read_all("coco", path)
 
 
 def write(folder: Path, content: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "other"
     path.write_bytes(content)
     return path

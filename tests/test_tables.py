@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from pmd.tables import INDEX, PLAN, REJECTED, VERDICT, Counts, count_rows, read_footer, write_table
 
 
-def row(number: int, reasons: list[str | None], status: str, reason: str | None) -> dict[str, Any]:
+def record_of(
+    number: int, reasons: list[list[str | None]], status: str, reason: str | None
+) -> dict[str, Any]:
+    """An index row; reasons: of each caption of each of its annotation rows, which lie in two files."""
     captions = [
-        {"text": f"thing {number} seen {place} times", "file": 0, "row": 10 * number + place, "reason": why}
-        for place, why in enumerate(reasons)
+        {"text": f"thing {number} seen {place} times", "file": place % 2, "row": place // 2, "reason": why}
+        for place, row in enumerate(reasons)
+        for why in row
     ]
     return {
         "key": f"coco-{number}",
@@ -84,38 +88,46 @@ OUTCOMES = st.one_of(
 )
 
 
+# A row is the reasons of its captions, a record its rows and what became of its image.
+ROWS = st.lists(st.lists(REASONS, min_size=1, max_size=3), min_size=1, max_size=4)
+
+
 @given(
     # A kept record has a kept caption.
     st.lists(
-        st.tuples(st.lists(REASONS, min_size=1, max_size=5), OUTCOMES).filter(
-            lambda record: record[1][0] != "success" or None in record[0]
+        st.tuples(ROWS, OUTCOMES).filter(
+            lambda record: record[1][0] != "success" or any(None in row for row in record[0])
         ),
-        max_size=20,
+        max_size=15,
     ),
     st.integers(0, 20),
 )
-def test_every_row_is_counted_once_under_its_own_reason_or_its_records(
-    records: list[tuple[list[str | None], tuple[str, str | None]]], cut: int
+def test_every_row_is_counted_once_as_kept_or_under_its_own_reason_or_its_records(
+    records: list[tuple[list[list[str | None]], tuple[str, str | None]]], cut: int
 ) -> None:
-    rows = [row(number, reasons, *outcome) for number, (reasons, outcome) in enumerate(records)]
+    rows = [record_of(number, reasons, *outcome) for number, (reasons, outcome) in enumerate(records)]
     table = pa.Table.from_pylist(rows, INDEX)
     counts = count_rows(pa.concat_tables([table.slice(0, cut), table.slice(cut)]))
 
-    ends = [own or outcome[1] for reasons, outcome in records for own in reasons]
-    dropped = Counter(end for end in ends if end)
+    # What became of every caption, row by row.
+    ends = [[own or outcome[1] for own in row] for reasons, outcome in records for row in reasons]
+    dropped = Counter(row[0] for row in ends if None not in row)
     assert counts.rows == len(ends) == counts.kept + dropped.total()
     assert counts.dropped == tuple(sorted(dropped.items()))
+    assert counts.pairs == sum(row.count(None) for row in ends)
+    assert counts.planned_pairs == sum(row.count(None) for reasons, _ in records for row in reasons)
     assert counts.images == sum(outcome[0] == "success" for _, outcome in records)
-    assert counts.words == 5 * counts.kept
+    assert counts.words == 5 * counts.pairs
 
     halves = count_rows(table.slice(0, cut)) + count_rows(table.slice(cut))
     assert halves == counts
 
 
 def test_counts_are_told_as_every_command_prints_them() -> None:
-    counts = Counts(rows=7, kept=3, images=2, words=10, dropped=(("caption_short", 1), ("http_404", 3)))
+    dropped = (("caption_short", 1), ("http_404", 3))
+    counts = Counts(rows=7, kept=3, planned_pairs=9, pairs=4, images=2, words=10, dropped=dropped)
     assert counts.as_json() == {
-        **{"rows": 7, "kept": 3, "images": 2, "pairs": 3, "words_per_caption": 3.33},
+        **{"rows": 7, "kept": 3, "images": 2, "planned_pairs": 9, "pairs": 4, "words_per_caption": 2.5},
         "dropped": {"caption_short": 1, "http_404": 3},
     }
     assert Counts().as_json()["words_per_caption"] is None

@@ -1,6 +1,7 @@
 """A local web: any number of host names on one real HTTP and one real HTTPS server, with faults to order.
 
     test:   web.serve(host, path, body)   web.folder(host, prefix, folder)   web.fault(host, path, Fault.X)
+            web.serve_file(host, path, ServedFile(body))          web.fault(host, path, FileFault.X)
                                                         |
     client -> 127.0.0.1:port -> (TLS) -> request -> log -> the fault that is due, else the page, else 404
                                             ^                         |
@@ -8,7 +9,8 @@
 
 The servers speak raw bytes on asyncio streams in a thread of their own, because half of what the real web
 answers is nothing that an HTTP library would let us send. A new fault is a line in `Fault`, a function beside
-the others at the end of this file, and a line in `BEHAVIOUR`.
+the others at the end of this file, and a line in `BEHAVIOUR`; for files that are served by range, `FileFault`
+and `FILE_BEHAVIOUR`.
 
     with Web() as web:
         web.serve("images.example", "/a.jpg", picture)
@@ -24,6 +26,7 @@ import asyncio
 import gzip
 import json
 import mimetypes
+import re
 import signal
 import socket
 import ssl
@@ -33,9 +36,10 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import formatdate
 from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
@@ -95,6 +99,21 @@ class Fault(StrEnum):
     REDIRECT_TO_FILE = "redirect_to_file"  # to file:///etc/passwd
 
 
+class FileFault(StrEnum):
+    """What a file of serve_file does instead of being served whole, or by range, as it should be."""
+
+    CUT = "cut"  # closed after size= bytes of what was to be sent
+    STALL = "stall"  # silent after size= bytes
+    PACED = "paced"  # size= bytes each interval= seconds
+    WRONG_RANGE = "wrong_range"  # 206, but of one byte more than was asked for, at its beginning
+    SHORT_RANGE = "short_range"  # 206, but of size= bytes at most
+    # 206 of the range that is asked for, of whatever version, without its names. Content-Range is to=, with
+    # {first}, {last} and {size} filled in.
+    LYING_RANGE = "lying_range"
+    # As Google Cloud Storage serves what was stored as gzip: unpacked for whoever does not accept gzip.
+    UNPACKED = "unpacked"
+
+
 @dataclass(frozen=True)
 class How:
     """What a fault can be told; each fault reads its own few."""
@@ -113,6 +132,34 @@ class Page:
     body: bytes
     content_type: str
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedFile:
+    """A file of any size, served as archives do: by range, with the names of its version."""
+
+    body: bytes | Path  # a path is read block by block
+    etag: str | None = None
+    last_modified: str | None = None
+    content_type: str = "application/octet-stream"
+    ranges: bool = True  # False: all of it, whatever is asked for
+    if_range: bool = True  # False: the range that is asked for, whatever version it is to be of
+    chunked: bool = False  # no length, where all of it is sent
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.body) if isinstance(self.body, bytes) else self.body.stat().st_size
+
+    def blocks(self, first: int, end: int, step: int) -> Iterator[bytes]:
+        """The bytes from `first` to before `end`, `step` of them at a time."""
+        if isinstance(self.body, bytes):
+            yield from (self.body[at : min(at + step, end)] for at in range(first, end, step))
+            return
+        with self.body.open("rb") as file:
+            file.seek(first)
+            for at in range(first, end, step):
+                yield file.read(min(step, end - at))
 
 
 @dataclass(frozen=True)
@@ -146,7 +193,7 @@ class Request:
 class _Due:
     """A fault that waits for requests: `left` of them, or all."""
 
-    fault: Fault
+    fault: Fault | FileFault
     how: How
     left: int | None
 
@@ -165,6 +212,7 @@ class Web:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything down to _failures
         self._pages: dict[tuple[str, str], Page] = {}
+        self._files: dict[tuple[str, str], ServedFile] = {}
         self._folders: dict[tuple[str, str], Path] = {}
         self._faults: dict[tuple[str, str], list[_Due]] = {}
         self._prefix_faults: dict[tuple[str, str], list[_Due]] = {}
@@ -191,12 +239,19 @@ class Web:
         with self._lock:
             self._pages[host.lower(), path] = Page(body, content_type, tuple(headers.items()))
 
+    def serve_file(self, host: str, path: str, file: ServedFile) -> None:
+        """Answer `path` with this file, or the range of it that is asked for. Again: replaces it."""
+        with self._lock:
+            self._files[host.lower(), path] = file
+
     def folder(self, host: str, prefix: str, folder: Path) -> None:
         """Answer a path under `prefix` with the file of that name, read when asked for; never one outside."""
         with self._lock:
             self._folders[host.lower(), prefix] = folder.resolve()
 
-    def fault(self, host: str, path: str, fault: Fault, *, times: int | None = None, **how: Any) -> None:
+    def fault(
+        self, host: str, path: str, fault: Fault | FileFault, *, times: int | None = None, **how: Any
+    ) -> None:
         """Let `path` fail for its next `times` requests, or until healed; faults come in the order given."""
         with self._lock:
             _queue(self._faults.setdefault((host.lower(), path), []), _Due(fault, How(**how), times))
@@ -357,10 +412,15 @@ class Web:
             self._in_progress[request.host] += 1
             self._peak[request.host] = max(self._peak[request.host], self._in_progress[request.host])
             due, page = self._due(request), self._page(request)
+            file = self._files.get((request.host, request.path))
         try:
-            exchange = Exchange(request, page, due.how if due else How(), reader, writer)
+            exchange = Exchange(request, page, due.how if due else How(), reader, writer, file)
             if due:
-                await BEHAVIOUR[due.fault](exchange)
+                fault = due.fault
+                act = FILE_BEHAVIOUR[fault] if isinstance(fault, FileFault) else BEHAVIOUR[fault]
+                await act(exchange)
+            elif file:
+                await send_file(exchange)
             elif page:
                 await exchange.page_whole()
             else:
@@ -462,8 +522,9 @@ class Exchange:
         how: How,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        file: ServedFile | None = None,
     ) -> None:
-        self.request, self.how = request, how
+        self.request, self.how, self._file = request, how, file
         self.keep_alive = (
             request.version == "HTTP/1.1" and (request.header("connection") or "").lower() != "close"
         )
@@ -476,6 +537,14 @@ class Exchange:
                 f"the fault ordered for {self.request.url} needs a page: web.serve the same path"
             )
         return self._page
+
+    @property
+    def file(self) -> ServedFile:
+        if self._file is None:
+            raise LookupError(
+                f"the fault ordered for {self.request.url} needs a file: serve_file the same path"
+            )
+        return self._file
 
     @property
     def page_or_nothing(self) -> Page:
@@ -742,6 +811,111 @@ BEHAVIOUR: dict[Fault, Callable[[Exchange], Awaitable[None]]] = {
     Fault.REDIRECT_CHAIN: redirect_chain,
     Fault.REDIRECT_NO_LOCATION: redirect_no_location,
     Fault.REDIRECT_TO_FILE: redirect_to_file,
+}
+
+
+# Files, and their faults
+
+
+async def send_file(
+    exchange: Exchange,
+    *,
+    sent: int | None = None,
+    shift: int = 0,
+    longest: int | None = None,
+    pace: float = 0.0,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> bool:
+    """The file, or what Range and If-Range ask of it. True where all that the head promised was sent.
+
+    sent: bytes after which to stop; shift: bytes before the range that come along with it; longest: bytes of
+    a range; pace: s between two blocks of how.size bytes.
+    """
+    file, request = exchange.file, exchange.request
+    fields = [("Content-Type", file.content_type), ("Date", formatdate(usegmt=True)), *file.headers, *headers]
+    fields += [("ETag", file.etag)] if file.etag else []
+    fields += [("Last-Modified", file.last_modified)] if file.last_modified else []
+    asked = re.fullmatch(r"bytes=(\d+)-", request.header("range") or "")
+    version = request.header("if-range")
+    if version is not None and file.if_range and version not in (file.etag, file.last_modified):
+        asked = None
+    first, end, chunked = 0, file.size, False
+    if asked is None or not file.ranges:
+        chunked = file.chunked
+        length = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(end))
+        await exchange.head(200, *fields, length)
+    elif int(asked[1]) >= file.size:
+        await exchange.status(416, ("Content-Range", f"bytes */{file.size}"))
+        return True
+    else:
+        first = int(asked[1]) - shift
+        end = file.size if longest is None else min(file.size, first + longest)
+        part = ("Content-Range", f"bytes {first}-{end - 1}/{file.size}")
+        await exchange.head(206, *fields, part, ("Content-Length", str(end - first)))
+    stop = end if sent is None else min(end, first + sent)
+    step = exchange.how.size or BLOCK if pace else 4 * BLOCK
+    for block in file.blocks(first, stop, step):
+        await (exchange.chunk(block) if chunked else exchange.write(block))
+        if pace:
+            await asyncio.sleep(pace)
+    if chunked and stop == end:
+        await exchange.chunk(b"")
+    return stop == end
+
+
+async def cut(exchange: Exchange) -> None:
+    if not await send_file(exchange, sent=exchange.how.size):
+        await asyncio.sleep(0.02)  # the end may overtake what the client has not read yet; let it read
+        exchange.hang_up()
+
+
+async def stall(exchange: Exchange) -> None:
+    exchange.hang_up()
+    await send_file(exchange, sent=exchange.how.size)
+    await exchange.client_leaves()
+
+
+async def paced(exchange: Exchange) -> None:
+    await send_file(exchange, pace=exchange.how.interval)
+
+
+async def wrong_range(exchange: Exchange) -> None:
+    await send_file(exchange, shift=1)
+
+
+async def short_range(exchange: Exchange) -> None:
+    await send_file(exchange, longest=exchange.how.size)
+
+
+async def lying_range(exchange: Exchange) -> None:
+    file = exchange.file
+    first, size = int((exchange.request.header("range") or "bytes=0-")[6:-1]), file.size
+    said = exchange.how.to.format(first=first, last=size - 1, size=size)
+    await exchange.head(206, ("Content-Range", said), ("Content-Length", str(size - first)))
+    for block in file.blocks(first, size, BLOCK):
+        await exchange.write(block)
+
+
+async def unpacked(exchange: Exchange) -> None:
+    stored = ("X-Goog-Stored-Content-Encoding", "gzip")
+    if "gzip" in (exchange.request.header("accept-encoding") or ""):
+        await send_file(exchange, headers=(("Content-Encoding", "gzip"), stored))
+        return
+    body = exchange.file.body
+    assert isinstance(body, bytes)
+    await exchange.head(200, ("Content-Type", "text/plain"), stored, ("Transfer-Encoding", "chunked"))
+    await exchange.chunk(gzip.decompress(body))
+    await exchange.chunk(b"")
+
+
+FILE_BEHAVIOUR: dict[FileFault, Callable[[Exchange], Awaitable[None]]] = {
+    FileFault.CUT: cut,
+    FileFault.STALL: stall,
+    FileFault.PACED: paced,
+    FileFault.WRONG_RANGE: wrong_range,
+    FileFault.SHORT_RANGE: short_range,
+    FileFault.LYING_RANGE: lying_range,
+    FileFault.UNPACKED: unpacked,
 }
 
 

@@ -18,7 +18,7 @@ import re
 import ssl
 import time
 import zlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -82,10 +82,11 @@ class Answer:
             return ""
         if self.reason.startswith("http_"):
             return f"HTTP {self.status}"
-        return _MESSAGES[self.reason]
+        return MESSAGES[self.reason]
 
 
-_MESSAGES = {
+MESSAGES = {
+    Reason.NOT_IN_ARCHIVE: "published in an archive that is not at hand",
     Reason.INPUT_BAD_URL: "not a URL that can be asked",
     Reason.BAD_SCHEME: "neither http nor https",
     Reason.BLOCKED_ADDRESS: "not a public address",
@@ -111,29 +112,12 @@ class Client:
         """Raises BadRequest where the spec cannot be followed."""
         self.requests = 0  # begun, redirects and further attempts counted
         self._spec = spec
-        self._policy = AddressPolicy.of(spec)
-        if not (spec.user_agent.isascii() and spec.user_agent.isprintable()):
-            raise BadRequest(f"[fetch] user_agent: {spec.user_agent!r} is not plain ASCII text")
-        try:
-            self._tls = ssl.create_default_context(cafile=spec.ca_file)
-        except OSError as error:
-            raise BadRequest(f"[fetch] ca_file: {spec.ca_file}: {error}") from None
-        self._tls.set_alpn_protocols(["http/1.1"])
+        self._open_session = session_opener(spec)
         self._slots = asyncio.Semaphore(spec.connections)
         self._hosts: dict[str, _HostSlots] = {}
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=GuardedConnector(self._policy, tls=self._tls, lookups=self._spec.connections),
-            headers={"User-Agent": self._spec.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the deadline is ours
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=HEADER_BYTES,
-            max_field_size=HEADER_BYTES,
-            max_headers=HEADER_FIELDS,
-        )
+        self._session = self._open_session()
         return self
 
     async def __aexit__(
@@ -185,7 +169,7 @@ class Client:
             body=reply.body,
             reason=reply.reason,
             status=reply.status,
-            detail=_clean(reply.detail),
+            detail=clean(reply.detail),
             final_url=asked[-1] if asked else "",
             headers=reply.headers,
         )
@@ -215,7 +199,7 @@ class Client:
                     f"no more open files for connections ({error.strerror}): raise `ulimit -n`, or lower "
                     f"connections in [fetch], which is {self._spec.connections}"
                 ) from error
-            return replace(reply, reason=_reason(error), detail=f"{type(error).__name__}: {error}")
+            return replace(reply, reason=reason_of(error), detail=f"{type(error).__name__}: {error}")
 
     @asynccontextmanager
     async def _slot(self, host: str) -> AsyncGenerator[None]:
@@ -235,6 +219,32 @@ class _HostSlots:
     def __init__(self, connections: int) -> None:
         self.slots = asyncio.Semaphore(connections)
         self.users = 0  # in a slot, or waiting for one
+
+
+def session_opener(spec: FetchSpec) -> Callable[[], aiohttp.ClientSession]:
+    """What opens sessions that keep to [fetch]: to its addresses, trusting its authorities, under its name.
+
+    Raises BadRequest where the spec cannot be followed.
+    """
+    policy = AddressPolicy.of(spec)
+    if not (spec.user_agent.isascii() and spec.user_agent.isprintable()):
+        raise BadRequest(f"[fetch] user_agent: {spec.user_agent!r} is not plain ASCII text")
+    try:
+        tls = ssl.create_default_context(cafile=spec.ca_file)
+    except OSError as error:
+        raise BadRequest(f"[fetch] ca_file: {spec.ca_file}: {error}") from None
+    tls.set_alpn_protocols(["http/1.1"])
+    return lambda: aiohttp.ClientSession(
+        connector=GuardedConnector(policy, tls=tls, lookups=spec.connections),
+        headers={"User-Agent": spec.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the deadline is ours
+        auto_decompress=False,
+        trust_env=False,
+        max_line_size=HEADER_BYTES,
+        max_field_size=HEADER_BYTES,
+        max_headers=HEADER_FIELDS,
+    )
 
 
 @dataclass(frozen=True)
@@ -286,7 +296,7 @@ def _refusal(status: int) -> Reason | None:
 _STATUS_REASONS = {reason.value for reason in Reason if reason.startswith("http_")}
 
 
-def _reason(error: Exception) -> Reason:
+def reason_of(error: Exception) -> Reason:
     """What an exception of the connection comes to. The order counts: the classes overlap."""
     match error:
         case BlockedAddress():
@@ -324,10 +334,10 @@ def _pause(attempts: int, answer: Answer) -> float | None:
 
 def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
     found = {name: ", ".join(response.headers.getall(name, ())) for name in KEPT_HEADERS}
-    return {name: _clean(value) for name, value in found.items() if value}
+    return {name: clean(value) for name, value in found.items() if value}
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without what a terminal, a page or a table could trip over."""
     return _CONTROLS.sub(" ", text[:KEPT_LENGTH])
 

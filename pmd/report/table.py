@@ -1,28 +1,32 @@
-"""The end-of-run table: what each source came to, and why rows were dropped. rows = kept + dropped."""
+"""What each source came to, next to what was expected, and why rows are no pairs. rows = kept + dropped.
+
+corpus_table    a screen at the end of a run                 from the per-source dicts that build, lock,
+comparison      the FLAVA paper's table 2, over again        status and report print as JSON
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 SHOWN_REASONS = 6  # more are summed up, so that the table keeps to a screen
 
+Told = Mapping[str, Any]  # one source
 
-def corpus_table(sources: Mapping[str, Mapping[str, Any]], *, title: str) -> Table:
-    """A table of the per-source counts that build, lock and status print as JSON."""
-    table = Table(title=title, title_justify="left", show_footer=len(sources) > 1)
-    total = {
-        name: sum(source[name] for source in sources.values()) for name in ("rows", "kept", "images", "pairs")
-    }
+
+def corpus_table(sources: Mapping[str, Told], *, title: str) -> Table:
+    """One line a source: rows, images, pairs, words, and the reasons that most rows were dropped for."""
+    table = Table(title=escape(title), title_justify="left", show_footer=len(sources) > 1)
     dropped: Counter[str] = Counter()
     for source in sources.values():
         dropped.update(source["dropped"])
     table.add_column("source", "all")
     for name in ("rows", "images", "pairs"):
-        table.add_column(name, f"{total[name]:,}", justify="right")
+        table.add_column(name, f"{_total(sources, name):,}", justify="right")
     table.add_column("words/caption", _words(sources), justify="right")
-    table.add_column("kept", _share(total["kept"], total["rows"]), justify="right")
+    table.add_column("kept", _share(_total(sources, "kept"), _total(sources, "rows")), justify="right")
     table.add_column("dropped, by reason", f"{sum(dropped.values()):,}", overflow="fold")
     for name, source in sources.items():
         table.add_row(
@@ -35,8 +39,95 @@ def corpus_table(sources: Mapping[str, Mapping[str, Any]], *, title: str) -> Tab
     return table
 
 
-def _words(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    pairs = sum(source["pairs"] for source in sources.values())
+def comparison(sources: Mapping[str, Told], *, title: str) -> Table:
+    """One line a source: pairs before and after fetching, and words, next to the expected and the paper's."""
+    table = Table(title=escape(title), title_justify="left", show_footer=len(sources) > 1)
+    papers = [paper for source in sources.values() if (paper := _paper(source))]
+    total = f"{sum(paper['pairs'] for paper in papers) / 1e6:.1f}M" if papers else "-"
+    table.add_column("source", "all")
+    table.add_column("rows", f"{_total(sources, 'rows'):,}", justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("pairs planned", f"{_total(sources, 'planned_pairs'):,}", justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("pairs", f"{_total(sources, 'pairs'):,}", justify="right")
+    table.add_column("paper", total, justify="right")
+    table.add_column("images", f"{_total(sources, 'images'):,}", justify="right")
+    table.add_column("words", _words(sources), justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("paper", justify="right")
+    for name, source in sources.items():
+        expected, judged, paper = source["expected"], within(source), _paper(source)
+        words = source["words_per_caption"]
+        table.add_row(
+            name,
+            _marked(f"{source['rows']:,}", judged.get("rows")),
+            _span(expected.get("rows")),
+            _marked(f"{source['planned_pairs']:,}", judged.get("pairs")),
+            _span(expected.get("pairs")),
+            f"{source['pairs']:,}",
+            f"{paper['pairs'] / 1e6:.1f}M" if paper else "-",
+            f"{source['images']:,}",
+            _marked("-" if words is None else f"{words:.1f}", judged.get("words_per_caption")),
+            _span(expected.get("words_per_caption")),
+            f"{paper['words_per_caption']}" if paper else "-",
+        )
+    return table
+
+
+def within(source: Told) -> dict[str, bool]:
+    """For each figure of which a range is expected: whether it lies in there. Pairs are the planned ones.
+
+    Empty while the source is not built to its end: figures of a part say nothing of the whole.
+    """
+    if not source.get("planned", True) or source.get("finished", {}).get("shards") != source.get("tasks"):
+        return {}
+    figures = {"rows": source["rows"], "pairs": source["planned_pairs"]}
+    if source["words_per_caption"] is not None:
+        figures["words_per_caption"] = source["words_per_caption"]
+    spans = {name: source["expected"][name] for name in figures if name in source["expected"]}
+    return {name: low <= figures[name] <= high for name, (low, high) in spans.items()}
+
+
+def reasons_table(sources: Mapping[str, Told]) -> Table:
+    """Every reason for which rows of a source are no pairs, most frequent first."""
+    table = Table()
+    table.add_column("source")
+    table.add_column("reason")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    for name, source in sources.items():
+        for place, (reason, rows) in enumerate(Counter(source["dropped"]).most_common()):
+            table.add_row(name if place == 0 else "", reason, f"{rows:,}", _share(rows, source["rows"]))
+    return table
+
+
+def _paper(source: Told) -> Told | None:
+    return source["expected"].get("paper")
+
+
+def _marked(figure: str, is_within: bool | None) -> str:
+    return f"[red]{figure} ![/red]" if is_within is False else figure
+
+
+def _span(span: tuple[float, float] | None) -> str:
+    if span is None:
+        return "-"
+    low, high = (_short(value) for value in span)
+    return low if low == high else f"{low}-{high}"
+
+
+def _short(value: float) -> str:
+    if value < 10_000:
+        return f"{value:g}"
+    return f"{value / 1e6:.4g}M" if value >= 1e6 else f"{value / 1e3:.4g}k"
+
+
+def _total(sources: Mapping[str, Told], name: str) -> int:
+    return sum(source[name] for source in sources.values())
+
+
+def _words(sources: Mapping[str, Told]) -> str:
+    pairs = _total(sources, "pairs")
     words = sum((source["words_per_caption"] or 0) * source["pairs"] for source in sources.values())
     return f"{words / pairs:.1f}" if pairs else "-"
 

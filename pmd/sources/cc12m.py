@@ -6,12 +6,13 @@ No header, no quoting, URL first (CC3M has it second). A caption may hold furthe
 a name that the publisher took out. Rows are the lines of the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pmd.records import Reason, Record, Rejected
 from pmd.sources.lines import Layout, layout, line_parts, lines, pair
 from pmd.sources.part import Part, excerpt
+from pmd.sources.rules import Rules
 
 FORM = "url-caption tsv"
 
@@ -20,11 +21,11 @@ def recognise(path: Path) -> str | None:
     return FORM if layout(path) == Layout(columns=2, url_column=0) else None
 
 
-def parts(path: Path) -> list[Part]:
-    return line_parts(path, FORM)
+def parts(paths: Sequence[Path]) -> list[Part]:
+    return line_parts(paths, FORM)
 
 
-def read(part: Part) -> Iterator[Record | Rejected]:
+def read(part: Part, rules: Rules) -> Iterator[Record | Rejected]:
     for row, line in lines(part):
         if isinstance(line, Rejected):
             yield line

@@ -10,7 +10,8 @@
     dataset_coco.json, the same photos as split by Karpathy and Fei-Fei
         {"images": [{"cocoid": 9, "filepath": "train2014", "filename": "COCO_train2014_000000000009.jpg",
                      "split": "train", "sentences": [{"sentid": 38, "raw": "A bowl of fruit."}]}]}
-        Rows are the sentences in file order; an image without sentences is a row in its place.
+        Rows are the sentences in file order; an image without sentences is a row in its place. It does not
+        say how a photo is licensed: beside it, captions_*.json are read for that alone and have no rows.
 
 Each row is a record of its own with one caption; `plan` joins the records of an image. Damaged JSON is read
 as far as it goes, and its unreadable rest is one more row. Which images have no captions is then unknown, so
@@ -18,19 +19,26 @@ none is listed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pmd.records import Caption, Reason, Record, Rejected, meta_json, native_key
 from pmd.sources.json_lists import BLOCK_BYTES, elements
 from pmd.sources.licenses import spdx_id
 from pmd.sources.lines import is_url, no_url
-from pmd.sources.part import Part, Unreadable, blocks, excerpt, head, is_zip, members, tail
+from pmd.sources.part import Part, Unreadable, blocks, excerpt, head, heads, is_zip, tail
+from pmd.sources.rules import Rules as _Rules
 
 CAPTIONS = "captions json"
 KARPATHY = "karpathy json"
 ZIP = "captions zip"
+
+
+class Rules(_Rules):
+    # Of the Karpathy file; the others say nothing of splits. Without val and test, which are for evaluation,
+    # it has the 566,747 captions that facebook/pmd takes.
+    splits: tuple[Literal["train", "restval", "val", "test"], ...] = ("train", "restval")
 
 
 def recognise(path: Path) -> str | None:
@@ -39,15 +47,18 @@ def recognise(path: Path) -> str | None:
     return _form(head(str(path)), tail(str(path)))
 
 
-def parts(path: Path) -> list[Part]:
+def parts(paths: Sequence[Path]) -> list[Part]:
     """One part a JSON file: it cannot be entered in the middle."""
-    if is_zip(str(path)) and (found := _members(path)):
-        return found
-    return [Part(str(path), recognise(path) or CAPTIONS)]
+    found: list[Part] = []
+    for path in paths:
+        members = _members(path) if is_zip(str(path)) else []
+        found += members or [Part(str(path), recognise(path) or CAPTIONS)]
+    captions = tuple(part for part in found if part.form != KARPATHY)
+    return [part._replace(beside=captions) for part in found if part.form == KARPATHY] or [*captions]
 
 
-def read(part: Part) -> Iterator[Record | Rejected]:
-    return _karpathy(part) if part.form == KARPATHY else _captions(part)
+def read(part: Part, rules: Rules) -> Iterator[Record | Rejected]:
+    return _karpathy(part, rules) if part.form == KARPATHY else _captions(part)
 
 
 # --- which form a file is in ---
@@ -78,7 +89,7 @@ def _members(path: Path) -> list[Part]:
     Here a name counts: the end of a member cannot be looked at without unpacking it all, and for its first
     ten megabytes instances_*.json looks like captions_*.json.
     """
-    forms = {name: _form(head(str(path), name)) for name in members(str(path)) if _MEMBER.search(name)}
+    forms = {name: _form(beginning) for name, beginning in heads(str(path), _MEMBER).items()}
     return [Part(str(path), form, name) for name, form in forms.items() if form]
 
 
@@ -180,7 +191,16 @@ def _annotated(row: int, fields: Any, listing: _Listing) -> Record | Rejected:
     if not is_url(image.url):
         return no_url(row, image.url)
     spdx, license_url = listing.licenses.get(image.license, (None, None))
-    return Record(native_key("coco", number), image.url, (caption,), spdx, license_url, meta=image.meta)
+    path = _PATH_OF_URL.search(image.url)
+    return Record(
+        native_key("coco", number),
+        image.url,
+        (caption,),
+        spdx,
+        license_url,
+        meta=image.meta,
+        path=path[1] if path else None,
+    )
 
 
 # What the numbers mean in every published file, should a file list no licences of its own. 7 ("no known
@@ -199,6 +219,8 @@ _PUBLISHED_LICENSES = {
     }.items()
 }
 
+# As the image zips have it: train2017/000000000009.jpg
+_PATH_OF_URL = re.compile(r"\Ahttps?://images\.cocodataset\.org/([a-z0-9]+/[A-Za-z0-9_]+\.jpg)\Z")
 _NAME_OF_2014 = re.compile(r"COCO_(train2014|val2014)_[0-9]{12}\.jpg\Z")
 _FLICKR_PHOTO = re.compile(r"/([0-9]+)_[0-9a-f]+(?:_[a-z])?\.[a-z]+\Z")  # .../3176652494_ba19663418_z.jpg
 
@@ -208,14 +230,20 @@ _FLICKR_PHOTO = re.compile(r"/([0-9]+)_[0-9a-f]+(?:_[a-z])?\.[a-z]+\Z")  # .../3
 _PATH_PIECE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 
 
-def _karpathy(part: Part) -> Iterator[Record | Rejected]:
+def _karpathy(part: Part, rules: Rules) -> Iterator[Record | Rejected]:
+    licensed: dict[int | None, _License] = {}
+    for beside in part.beside:
+        listing = _listing(beside)
+        for number, image in listing.images.items():
+            if license := listing.licenses.get(image.license):
+                licensed.setdefault(number, license)
     row = 0
     try:
         for _, image in elements(blocks(part, BLOCK_BYTES), "images"):
             sentences = image.get("sentences") if isinstance(image, dict) else None
             if sentences and isinstance(sentences, list):
                 for sentence in sentences:
-                    yield _sentence(row, sentence, image)
+                    yield _sentence(row, sentence, image, rules, licensed)
                     row += 1
             else:
                 yield _no_sentences(row, image, sentences)
@@ -224,7 +252,9 @@ def _karpathy(part: Part) -> Iterator[Record | Rejected]:
         yield Rejected(row, Reason.INPUT_MALFORMED, str(error))
 
 
-def _sentence(row: int, fields: Any, image: Any) -> Record | Rejected:
+def _sentence(
+    row: int, fields: Any, image: Any, rules: Rules, licensed: dict[int | None, _License]
+) -> Record | Rejected:
     caption = _caption(row, fields, text_name="raw", id_name="sentid")
     if isinstance(caption, Rejected):
         return caption
@@ -233,8 +263,20 @@ def _sentence(row: int, fields: Any, image: Any) -> Record | Rejected:
     if number is None or not _PATH_PIECE.match(folder) or not _PATH_PIECE.match(file_name):
         found = excerpt([image.get(name) for name in ("cocoid", "filepath", "filename")])
         return Rejected(row, Reason.INPUT_NO_IMAGE, f"expected cocoid, filepath and filename, found {found}")
-    meta = meta_json(coco_id=number, file_name=file_name, karpathy_split=_string(image, "split") or None)
-    return Record(native_key("coco", number), _image_url(folder, file_name), (caption,), meta=meta)
+    split = _string(image, "split")
+    if split and split not in rules.splits:
+        return Rejected(row, Reason.INPUT_LEFT_OUT, f"of split {excerpt(split)}")
+    meta = meta_json(coco_id=number, file_name=file_name, karpathy_split=split or None)
+    license, license_url = licensed.get(number, (None, None))
+    return Record(
+        native_key("coco", number),
+        _image_url(folder, file_name),
+        (caption,),
+        license,
+        license_url,
+        meta=meta,
+        path=f"{folder}/{file_name}",
+    )
 
 
 def _no_sentences(row: int, image: Any, sentences: Any) -> Rejected:

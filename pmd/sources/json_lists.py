@@ -2,6 +2,8 @@
 
     {"info": {...}, "images": [{...}, {...}], "annotations": [{...}, {...}]}
                      name       element        name           element
+    [{...}, {...}]
+     element          of a list at the top level, which has no name
 
 The elements are built here, from the parser's plain events. Its own way of giving elements by their path
 writes that path out at every opening bracket: 80 KB of "[" keep it busy for a minute.
@@ -22,6 +24,8 @@ _MAX_DEPTH = 100  # brackets open at a time; published files have five
 def elements(blocks: Iterable[bytes], *names: str) -> Iterator[tuple[str, Any]]:
     """(name, element) for each element of the lists that the top-level object has under `names`, in order.
 
+    Without names: ("", element) for each element of the list that is the top level itself.
+
     Raises Unreadable where the JSON cannot be read on, and at the end of a file that holds none of the lists.
     All elements before that have been yielded by then.
     """
@@ -29,6 +33,7 @@ def elements(blocks: Iterable[bytes], *names: str) -> Iterator[tuple[str, Any]]:
     name = key = ""
     depth = 0  # brackets open around the element in hand
     in_object = in_list = False  # the top level is an object; directly inside one of the lists
+    at_top = not names  # the list is the top level
     unfinished: list[Any] = []  # the element in hand: its containers that are still open, outermost first
     waiting = 0  # bytes since an element, or at least a value outside all elements, was last complete
     for events, size in _events(blocks):
@@ -68,9 +73,13 @@ def elements(blocks: Iterable[bytes], *names: str) -> Iterator[tuple[str, Any]]:
                 elif opens:
                     in_object = event == "start_map" if depth == 0 else in_object
                     depth += 1
-                    if depth == 2 and in_object and event == "start_array" and key in names:
+                    if event == "start_array" and depth == 1 and at_top:
+                        found = in_list = True
+                    elif event == "start_array" and depth == 2 and in_object and key in names:
                         found = in_list = True
                         name = key
+    if not found and at_top:
+        raise Unreadable("expected a JSON list, found none")
     if not found:
         raise Unreadable(f"expected a JSON object with a list {' or '.join(map(repr, names))}, found none")
 

@@ -6,11 +6,13 @@ import re
 _LICENSE = re.compile(
     r"https?://(?:www\.)?creativecommons\.org/licenses/(by|by-sa|by-nd|by-nc|by-nc-sa|by-nc-nd)/(\d\.\d)/?\Z"
 )
-_ZERO = re.compile(r"https?://(?:www\.)?creativecommons\.org/publicdomain/zero/1\.0/?\Z")
+_PUBLIC_DOMAIN = re.compile(r"https?://(?:www\.)?creativecommons\.org/publicdomain/(zero|mark)/1\.0/?\Z")
 
 
 def spdx_id(url: str) -> str | None:
     """The SPDX id of the licence at a URL; None where there is none, or none is known."""
     if found := _LICENSE.match(url):
         return f"CC-{found[1].upper()}-{found[2]}"
-    return "CC0-1.0" if _ZERO.match(url) else None
+    if found := _PUBLIC_DOMAIN.match(url):
+        return "CC0-1.0" if found[1] == "zero" else "CC-PDM-1.0"
+    return None

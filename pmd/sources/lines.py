@@ -13,47 +13,66 @@ is no UTF-8, or over 1 MiB long, is rejected, and the one after it is read as if
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pmd.records import Caption, Reason, Record, Rejected, url_key
-from pmd.sources.part import ROW_BYTES, Part, Unreadable, blocks, excerpt, head, is_gzip
+from pmd.sources import bzip2
+from pmd.sources.part import ROW_BYTES, Part, Unreadable, blocks, excerpt, head, is_bzip2, is_packed
 
 PART_BYTES = 64 << 20
-_COUNT_BYTES = 1 << 20
+PACKED_PART_BYTES = 8 << 20  # of a .bz2: it unpacks to about as much as a plain part
+_SEARCH_BYTES = 64 << 10
 
 
-def line_parts(path: Path, form: str, *, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Cut a line file. One pass counts the rows, so that each part knows the number of its first one."""
-    if is_gzip(str(path)):
-        return [Part(str(path), form)]
+def line_parts(
+    paths: Sequence[Path], form: str, *, part_bytes: int = PART_BYTES, beside: tuple[Part, ...] = ()
+) -> list[Part]:
+    """Cut line files, each where a row begins."""
     parts: list[Part] = []
-    start = first_row = 0
-    cut = part_bytes  # the next part begins at the first row at or after this offset
-    position = rows = 0  # before the block in hand
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_COUNT_BYTES):
-            counted = 0
-            while (newline := block.find(b"\n", max(0, cut - 1 - position))) >= 0:
-                rows += block.count(b"\n", counted, newline + 1)
-                counted = newline + 1
-                parts.append(Part(str(path), form, None, start, position + counted, first_row))
-                start, first_row = position + counted, rows
-                cut = (start // part_bytes + 1) * part_bytes
-            rows += block.count(b"\n", counted)
-            position += len(block)
-    if start < position:
-        parts.append(Part(str(path), form, None, start, position, first_row))
+    for path in map(str, paths):
+        if is_bzip2(path):
+            starts = bzip2.cuts(path, PACKED_PART_BYTES)
+            edges = [*zip(starts, [*starts[1:], None], strict=True)]
+        elif is_packed(path):
+            edges = [(0, None)]
+        else:
+            edges = [*_plain_edges(path, part_bytes)]
+        parts += [Part(path, form, None, start, stop, beside) for start, stop in edges]
     return parts
+
+
+def _plain_edges(path: str, part_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each part: it begins with the first row at or after a multiple of the size."""
+    with open(path, "rb", buffering=0) as file:
+        size = file.seek(0, 2)
+        start = 0
+        while start < size:
+            cut = _row_start(file, (start // part_bytes + 1) * part_bytes)
+            yield start, cut
+            start = cut
+
+
+def _row_start(file: BinaryIO, offset: int) -> int:
+    """Where the first row begins that begins at or after an offset; the end of the file if none does."""
+    position = file.seek(offset - 1)
+    while block := file.read(_SEARCH_BYTES):
+        newline = block.find(b"\n")
+        if newline >= 0:
+            return position + newline + 1
+        position += len(block)
+    return file.seek(0, 2)
 
 
 def lines(part: Part) -> Iterator[tuple[int, str | Rejected]]:
     """Every row of a part with its number: its text without the line end, or why it is not text."""
-    row = part.first_row
+    row = 0
     rest = b""  # the beginning of a row whose end has not been read yet
     try:
         for block in blocks(part):
+            if len(rest) > ROW_BYTES and b"\n" not in block:
+                continue
             whole, newline, rest = (rest + block).rpartition(b"\n")
             # What a row has beyond the bound is dropped at once; the one byte over it still says "too long".
             rest = rest[: ROW_BYTES + 1]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines.filter import judge_file
+from pipelines.filter import JudgeTask, judge_file
 from pipelines.job import Task
 from pipelines.shard import write_one
 from pmd.manifest import parse_corpus
@@ -74,7 +74,7 @@ def prepare(root: Path, *, images: int) -> Task:
     with store.writing(task.name("raw")) as path:
         facts = {"tar_xxh3": checksum}
         write_table(path, pa.Table.from_pylist(rows, FETCHED), fingerprint=FINGERPRINT, facts=facts)
-    judge_file(task, print)
+    judge_file(JudgeTask(**vars(task), repeats=()), print)
     return task
 
 
