@@ -98,16 +98,23 @@ def pin_command(
     if name not in READERS or Path(name).is_file():
         if files or edition or accept or fetch:
             raise BadRequest(f"--files, --edition, --accept and --fetch go with a source; {name!r} is none")
+        corpus = load_corpus(name)
         if out is None:
             raise BadRequest(f"{name}: a corpus is pinned in its output: pmd pin {name} --out DIR")
         where = Where(workers, ray, inline)  # as for every stage, though this one works alone
-        with open_job(
-            load_corpus(name), out=out, only=only or (), limit=limit, where=where, progress=Progress()
-        ) as job:
+        with open_job(corpus, out=out, only=only or (), limit=limit, where=where, progress=Progress()) as job:
             pin(job)
         if as_json:
             _print_json({"ok": True, "requests": 0, "files_written": job.written()})
         return
+    of_corpus = {"--out": out, "--only": only, "--limit": limit, "--workers": workers, "--ray": ray}
+    given = [
+        option for option, value in (of_corpus | {"--inline": inline or None}).items() if value is not None
+    ]
+    if given:
+        raise BadRequest(
+            f"{' and '.join(given)} go with a corpus; {name} is a source, pinned for all corpora"
+        )
     made = pin_source(
         name,
         edition=edition,
@@ -201,6 +208,10 @@ def report_command(output: Output, as_json: AsJson = False, verbose: Verbose = F
     console = Console(highlight=False)
     console.print(comparison(sources, title=f"{found.name} in {store.root}"))
     console.print(reasons_table(sources))
+    for name, source in sources.items():
+        for kind, others in source["repeats"].items():
+            told_of = ", ".join(f"{images:,} of {other}" for other, images in others.items())
+            print(f"{name}: {kind} repeats of earlier images, dropped or not: {told_of}")
     for name, source in sources.items():
         if evidence := source["expected"].get("evidence"):
             print(f"{name}: {evidence}")

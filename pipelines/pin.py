@@ -44,7 +44,8 @@ def pin(job: Job) -> None:
                 of="that this output was begun with",
                 hint="Bring the pinned files back, or give the new ones an --out of their own.",
             )
-        after = {"source": source, "files": files, "archives": archives, "expected": _expected(source, spec)}
+        expected = _expected(source, spec, is_whole=job.limit is None)
+        after = {"source": source, "files": files, "archives": archives, "expected": expected}
         if after != before:
             changed[source] = after
     blocked = _block_list(job, library)
@@ -203,16 +204,17 @@ def _archives(
     return found
 
 
-def _expected(source: str, spec: SourceSpec) -> dict[str, Any]:
+def _expected(source: str, spec: SourceSpec, *, is_whole: bool) -> dict[str, Any]:
     """What is known of a source: the paper's figures, and ranges of rows, pairs and words of its edition.
 
-    The ranges are those of published files: there are none where a corpus file names others, and no edition.
+    The ranges are those of whole published files: there are none where a corpus file names others and no
+    edition, or where only some rows are read.
     """
     if source == "table":
         return {}
     published = load_source(source)
     told: dict[str, Any] = {"paper": published.paper.model_dump()}
-    if spec.files and not spec.edition:
+    if not is_whole or (spec.files and not spec.edition):
         return told
     edition = published.edition_named(spec.edition)
     ranges = {name: getattr(edition, name) for name in ("rows", "pairs", "words_per_caption")}

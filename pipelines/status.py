@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.filter import repeats_file
 from pipelines.job import DEFINITION, numbered, read_plan
 from pipelines.lock import LOCK, shard_facts
 from pmd.errors import BadRequest
@@ -26,6 +27,7 @@ class SourceStatus:
     finished: dict[str, int]
     counts: Counts
     expected: dict[str, Any]  # see pipelines/pin.py
+    repeats: dict[str, Any]  # see pipelines/filter.py; empty where [dedup] looks for none
 
     @property
     def ok(self) -> bool:
@@ -48,6 +50,7 @@ class Status:
                 name: source.counts.as_json()
                 | {
                     "expected": source.expected,
+                    "repeats": source.repeats,
                     "planned": source.planned,
                     "tasks": source.tasks,
                     "finished": source.finished,
@@ -77,7 +80,7 @@ def _source(store: Store, source: str) -> SourceStatus:
     pin = f"pin/{source}.json"
     expected = json.loads(store.read_bytes(pin)).get("expected", {}) if store.exists(pin) else {}
     if plan is None:
-        return SourceStatus(False, 0, dict.fromkeys(STAGES, 0), Counts(), expected)
+        return SourceStatus(False, 0, dict.fromkeys(STAGES, 0), Counts(), expected, {})
     there = {stage: {*store.names(f"{stage}/{source}", ".parquet")} for stage in STAGES}
     sharded = [
         name
@@ -88,4 +91,6 @@ def _source(store: Store, source: str) -> SourceStatus:
     for name in sharded:
         counts += shard_facts(store, name).counts
     done = {stage: len(names) for stage, names in there.items()}
-    return SourceStatus(True, plan["shards"], done, counts, expected)
+    found = repeats_file(source)
+    repeats = json.loads(store.read_bytes(found)) if store.exists(found) else {}
+    return SourceStatus(True, plan["shards"], done, counts, expected, repeats)

@@ -153,7 +153,8 @@ class DedupSpec(Section):
     and keeps them.
     """
 
-    # The same bytes; the same perceptual hash; both within a source.
+    # The same bytes; the same perceptual hash, which the same bytes have and about 85 % of re-encoded copies.
+    # Both within a source.
     exact: Annotated[Treatment, SEMANTIC] = "off"
     perceptual: Annotated[Treatment, SEMANTIC] = "off"
     # What holds within a source also holds from one source to another.
@@ -299,6 +300,9 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
     strangers = sorted(corpus.source.model_fields_set - {*corpus.sources})
     if strangers:
         raise BadRequest(f"{where}: [source.{strangers[0]}] is described, but sources does not list it")
+    dedup = corpus.dedup
+    if dedup.across_sources != "off" and dedup.exact == dedup.perceptual == "off":
+        raise BadRequest(f"{where}: dedup.across_sources needs dedup.exact or dedup.perceptual, both are off")
     if len(set(corpus.sources)) != len(corpus.sources):
         raise BadRequest(f"{where}: sources names a source twice: {', '.join(corpus.sources)}")
     return corpus

@@ -2,14 +2,17 @@
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pmd.records import key_hash
-from tests.small import PMD, Small, pmd, pmd_json, publish
+from tests.small import COCO_IMAGES, PMD, Small, photo, pmd, pmd_json, publish
 from tests.web import Fault, Web
 
 
@@ -62,6 +65,40 @@ def _indexed_rows(out: Path, source: str) -> list[int]:
 
 def _rejected_rows(out: Path, source: str) -> list[int]:
     return pq.read_table(out / "plan" / source / "rejected.parquet")["row"].to_pylist()
+
+
+@pytest.mark.parametrize("packing", ["zip", "tar", "tar.gz"])
+def test_images_out_of_an_archive_give_the_corpus_that_their_addresses_give(
+    packing: str,
+    small: Small,
+    built: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PMD_LIBRARY", str(tmp_path / "library"))
+    # As COCO has them, but for the two that the web does not give either.
+    members = {
+        f"train2017/{number:012d}.jpg": photo(number) for number in range(COCO_IMAGES) if number not in (3, 4)
+    }
+    archive = tmp_path / f"images.{packing}"
+    if packing == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, data in members.items():
+                file.writestr(name, data)
+    else:
+        with tarfile.open(archive, "w:gz" if packing == "tar.gz" else "w") as file:
+            for name, data in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                file.addfile(entry, io.BytesIO(data))
+    corpus = small.corpus.with_name(f"archive-{packing}.toml")
+    text = small.corpus.read_text()
+    corpus.write_text(text.replace("[source.coco]", f'[source.coco]\narchive = ["{archive}"]'))
+    small.web.forget()
+    told = pmd_json("build", corpus, "--out", tmp_path / "out", "--inline")
+    assert told["root"] == built[1]["root"]
+    asked = {request.path for request in small.web.requests if request.host == "images.cocodataset.org"}
+    assert asked == {"/train2017/000000000003.jpg", "/train2017/000000000004.jpg"}
 
 
 def test_a_record_lies_in_the_shard_and_place_that_its_key_says(built: tuple[Path, dict[str, Any]]) -> None:

@@ -125,7 +125,6 @@ def test_what_goes_with_a_source_is_not_taken_for_a_corpus(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="pin_command passes over what goes with a corpus")
 @pytest.mark.parametrize("options", [("--out", "out"), ("--only", "cc12m"), ("--limit", "1")])
 def test_what_goes_with_a_corpus_is_not_taken_for_a_source(
     options: tuple[str, ...], pmd: Any, annotations: Path

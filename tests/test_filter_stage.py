@@ -297,11 +297,37 @@ def test_verdicts_that_were_lost_or_never_written_come_out_the_same(
 ) -> None:
     """As when a run was killed between two files of the filter stage, or of the next."""
     path, out, told = whole
+    counts = out / "filter" / "cc12m" / "repeats.json"
+    before = counts.stat().st_mtime_ns
     for name in ("filter/cc12m/00001.parquet", "shards/cc12m/00001.parquet", "shards/cc12m/00000.parquet"):
         (out / name).unlink()
-    (out / "filter" / "cc12m" / "repeats.json").unlink()
+    assert build(path, out)["root"] == told["root"]
+    assert counts.stat().st_mtime_ns == before, "what is there already is not written again"
+    for name in ("filter/cc12m/00001.parquet", "shards/cc12m/00001.parquet"):
+        (out / name).unlink()
+    counts.unlink()
     assert build(path, out)["root"] == told["root"]
     assert counted(out, "cc12m") == {"exact": {"cc12m": 1, "cc3m": 2}, "perceptual": {"cc3m": 1}}
+
+
+@pytest.mark.parametrize(("across", "depends"), [("off", False), ("report", False), ("drop", True)])
+def test_a_source_is_defined_by_those_before_it_where_their_images_are_dropped_from_it(
+    across: str, depends: bool, folder: Path, web: Web, tmp_path: Path
+) -> None:
+    path = corpus(folder, web, f'exact = "drop"\nacross_sources = "{across}"')
+    defined: dict[str, set[str]] = {source: set() for source in PICTURES}
+    for name in ("one", "other"):
+        for stage in ("pin", "plan"):
+            pmd_here(stage, path, "--out", tmp_path / name, "--inline")
+        for source, found in defined.items():
+            plan = json.loads((tmp_path / name / "plan" / source / "plan.json").read_text())
+            found.add(plan["fingerprint"])
+        with (folder / "cc3m.tsv").open("a") as file:
+            file.write("one row more\thttp://cc3m.example/more\n")
+    assert {source: len(found) for source, found in defined.items()} == {
+        "cc3m": 2,
+        "cc12m": 2 if depends else 1,
+    }
 
 
 # What is compared, when the images themselves are gone
@@ -346,7 +372,10 @@ def test_to_compare_with_a_source_that_is_not_downloaded_is_a_bad_request_that_s
     path, out = corpus(folder, web, f'exact = "drop"\nacross_sources = "{across}"'), tmp_path / "out"
     where = ("--out", out, "--inline")
     error = pmd_here("build", path, *where, "--only", "cc12m", code=2)[1]
-    assert "cc3m is not" in error and "`pmd build`" in error
+    # Where it is to drop, cc12m is not even defined without cc3m's files.
+    assert (
+        f"cc3m is not {'downloaded' if across == 'report' else 'pinned'}" in error and "`pmd build`" in error
+    )
     for stage in ("pin", "plan"):
         pmd_here(stage, path, *where)
     error = pmd_here("build", path, *where, "--only", "cc12m", code=2)[1]

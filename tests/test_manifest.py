@@ -189,6 +189,11 @@ def test_a_value_out_of_bounds_is_an_error_that_says_where(place: tuple[str, ...
     assert refusal(put(CORPUS, place, value)).startswith(f"corpus.toml: '{'.'.join(place)}")
 
 
+def test_to_compare_across_sources_what_is_not_compared_is_an_error() -> None:
+    assert "needs dedup.exact or dedup.perceptual" in refusal(CORPUS | {"dedup": {"across_sources": "drop"}})
+    corpus(dedup={"across_sources": "drop", "perceptual": "report"})
+
+
 def test_all_faults_of_a_file_are_told_at_once() -> None:
     said = refusal({"image": {"quality": 500}, "seeed": 1})
     for fault in ("'name' is missing", "'sources' is missing", "'image.quality': ", "did you mean 'seed'?"):

@@ -17,7 +17,7 @@ Told = Mapping[str, Any]  # one source
 
 
 def corpus_table(sources: Mapping[str, Told], *, title: str) -> Table:
-    """One line a source: rows, images, pairs, words, and the reasons that most rows were dropped for."""
+    """One line a source: its figures, the paper's pairs and words, and why most of its rows were dropped."""
     table = Table(title=escape(title), title_justify="left", show_footer=len(sources) > 1)
     dropped: Counter[str] = Counter()
     for source in sources.values():
@@ -25,7 +25,8 @@ def corpus_table(sources: Mapping[str, Told], *, title: str) -> Table:
     table.add_column("source", "all")
     for name in ("rows", "images", "pairs"):
         table.add_column(name, f"{_total(sources, name):,}", justify="right")
-    table.add_column("words/caption", _words(sources), justify="right")
+    table.add_column("words", _words(sources), justify="right")
+    table.add_column("paper", justify="right")
     table.add_column("kept", _share(_total(sources, "kept"), _total(sources, "rows")), justify="right")
     table.add_column("dropped, by reason", f"{sum(dropped.values()):,}", overflow="fold")
     for name, source in sources.items():
@@ -33,6 +34,7 @@ def corpus_table(sources: Mapping[str, Told], *, title: str) -> Table:
             name,
             *(f"{source[column]:,}" for column in ("rows", "images", "pairs")),
             "-" if source["words_per_caption"] is None else f"{source['words_per_caption']:.1f}",
+            _of_paper(source),
             _share(source["kept"], source["rows"]),
             _reasons(source["dropped"]),
         )
@@ -99,6 +101,11 @@ def reasons_table(sources: Mapping[str, Told]) -> Table:
         for place, (reason, rows) in enumerate(Counter(source["dropped"]).most_common()):
             table.add_row(name if place == 0 else "", reason, f"{rows:,}", _share(rows, source["rows"]))
     return table
+
+
+def _of_paper(source: Told) -> str:
+    paper = _paper(source)
+    return f"{paper['pairs'] / 1e6:.1f}M, {paper['words_per_caption']}" if paper else "-"
 
 
 def _paper(source: Told) -> Told | None:

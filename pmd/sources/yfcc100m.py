@@ -199,7 +199,6 @@ def _meta(id: str) -> str:
 
 # --- texts ---
 
-
 # Every % is one of two hex digits, and none of = could be taken for one.
 _SOUND = re.compile(r"[^%=]*+(?:%[0-9A-Fa-f]{2}[^%=]*+)*+\Z")
 
@@ -387,7 +386,7 @@ def _rows(database: sqlite3.Connection, first: int, last: int) -> Iterator[_Cell
 
     Raises Unreadable or _Disorder where no more rows can be read.
     """
-    while True:
+    while first <= last:
         try:
             with _damage_is_unreadable():
                 for cells in database.execute(_ALL_ROWS, (first, last)):
