@@ -1,8 +1,8 @@
 """How much memory, and how long, the planning of all nine sources takes.
 
-Generated annotation files in the sources' own formats, as many rows of each as they have in PMD, are planned by
-`pmd plan --inline`: one process, no language detection. Memory is what this is about: the sources differ in
-what a reader must hold, and in how many captions meet in a record.
+Generated annotation files in the sources' own formats, as many rows of each as they have in PMD, are planned
+by `pmd plan --inline`: one process, no language detection. Memory is what this is about: the sources differ
+in what a reader must hold, and in how many captions meet in a record.
 """
 
 import os
