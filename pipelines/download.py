@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pmd.archives import Archives
 
 from pipelines.job import Job, Task
 from pipelines.run import Tell
 from pmd import images
+from pmd.archives import Archives
 from pmd.fetch.client import Answer, Client
 from pmd.records import Reason
 from pmd.shards import TarWriter

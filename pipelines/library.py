@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pmd.archives import is_packed_tar, unpacked_tar
-
 from pmd.errors import Damaged, Refused
 from pmd.fetch.file import download_file, refused_path
 from pmd.manifest import FetchSpec

@@ -12,7 +12,7 @@ with these three functions and, where there is a choice, its Rules; and a line i
 
     part.py        a piece of a file, and its bytes: plain, packed, or a member of a zip or tar
     lines.py       files of one row a line            json_lists.py   JSON files too big to load
-    delimited.py   tables with quotes
+    delimited.py   tables with quotes                 flickr.py       photo ids in addresses
     bzip2.py       parts inside a .bz2                licenses.py     licence URL -> SPDX id
     rules.py       what a corpus file may choose
 """

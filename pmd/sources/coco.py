@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pmd.records import Caption, Reason, Record, Rejected, meta_json, native_key
+from pmd.sources.flickr import photo_id
 from pmd.sources.json_lists import BLOCK_BYTES, elements
 from pmd.sources.licenses import spdx_id
 from pmd.sources.lines import is_url, no_url
@@ -166,14 +167,13 @@ def _listing(part: Part) -> _Listing:
 def _image(number: int, fields: Any) -> _Image:
     file_name = _string(fields, "file_name")
     flickr_url = _string(fields, "flickr_url")
-    photo = _FLICKR_PHOTO.search(flickr_url)
     # Without coco_url: names of 2014 tell the folder, those of 2017 do not. Photos disappear from Flickr.
     named = _NAME_OF_2014.match(file_name)
     url = _string(fields, "coco_url") or (_image_url(named[1], file_name) if named else flickr_url)
     meta = meta_json(
         coco_id=number,
         file_name=file_name or None,
-        flickr_photo_id=photo[1] if photo else None,
+        flickr_photo_id=photo_id(flickr_url),
         flickr_url=flickr_url or None,
     )
     return _Image(url, _number(fields, "license"), meta)
@@ -222,7 +222,6 @@ _PUBLISHED_LICENSES = {
 # As the image zips have it: train2017/000000000009.jpg
 _PATH_OF_URL = re.compile(r"\Ahttps?://images\.cocodataset\.org/([a-z0-9]+/[A-Za-z0-9_]+\.jpg)\Z")
 _NAME_OF_2014 = re.compile(r"COCO_(train2014|val2014)_[0-9]{12}\.jpg\Z")
-_FLICKR_PHOTO = re.compile(r"/([0-9]+)_[0-9a-f]+(?:_[a-z])?\.[a-z]+\Z")  # .../3176652494_ba19663418_z.jpg
 
 
 # --- dataset_coco.json ---

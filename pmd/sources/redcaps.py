@@ -24,6 +24,7 @@ from typing import Any, Literal
 import orjson
 
 from pmd.records import Caption, Reason, Record, Rejected, meta_json, native_key
+from pmd.sources.flickr import photo_id
 from pmd.sources.json_lists import BLOCK_BYTES, elements
 from pmd.sources.lines import is_url, no_url
 from pmd.sources.part import Part, Unreadable, blocks, excerpt, head, is_zip, zip_members
@@ -108,11 +109,7 @@ def _is_empty(content: bytes) -> bool:
 # --- a row ---
 
 _ID = re.compile(r"[0-9a-z]{1,16}\Z")  # Reddit's number of a post, to the base of 36
-# https://live.staticflickr.com/2723/4385058960_b0f291553e_b.jpg
-_FLICKR_PHOTO = re.compile(
-    r"https?://(?:[a-z0-9-]+\.)*(?:staticflickr|static\.flickr)\.com/[^?#]*"
-    r"(?<=/)([0-9]+)_[0-9a-f]+(?:_[a-z0-9]{1,2})?\.[a-z]+"
-)
+_AT_FLICKR = re.compile(r"https?://(?:[a-z0-9-]+\.)*(?:staticflickr|static\.flickr)\.com/[^?#]*")
 
 
 def _annotated(row: int, fields: Any, rules: Rules) -> Record | Rejected:
@@ -130,11 +127,11 @@ def _annotated(row: int, fields: Any, rules: Rules) -> Record | Rejected:
     url = _first_image(_string(fields, "url"))
     if not is_url(url):
         return no_url(row, url)
-    photo = _FLICKR_PHOTO.match(url)
+    at_flickr = _AT_FLICKR.match(url)
     created = fields.get("created_utc")
     meta = meta_json(
         created_utc=created if type(created) is int else None,
-        flickr_photo_id=photo[1] if photo else None,
+        flickr_photo_id=photo_id(at_flickr[0]) if at_flickr else None,
         reddit_id=image_id,
         subreddit=_string(fields, "subreddit") or None,
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pmd.records import Reason, Record, Rejected, meta_json
+from pmd.sources.flickr import PHOTO, photo_id
 from pmd.sources.json_lists import BLOCK_BYTES, elements
 from pmd.sources.lines import layout, lines, pair
 from pmd.sources.part import Incomplete, Part, Unreadable, blocks, excerpt, head, heads
@@ -67,9 +68,7 @@ _MEMBER = re.compile(r"(?:^|/)(?!\.)(?:sbu[^/]*\.json|[^/]*urls\.txt|[^/]*captio
 _LISTS = {b"image_urls", b"user_ids", b"captions"}
 _BEGINS_WITH_A_LIST = re.compile(rb'\s*\{\s*"(?:image_urls|user_ids|captions)"\s*:\s*\[\s*["\]]')
 _KEY = re.compile(rb'[{,]\s*"(\w+)"\s*:')  # none is inside a string: there a quote has a backslash
-# As Flickr names photos, on whatever host: .../4385058960_b0f291553e.jpg
-_PHOTO = r"/([0-9]+)_[0-9a-f]+(?:_[a-z0-9]{1,2})?\.[a-z]+"
-_PHOTO_LINE = re.compile(rb"https?://[^\t ]+" + _PHOTO.encode() + rb"\r?")
+_PHOTO_LINE = re.compile(rb"https?://[^\t ]+" + PHOTO.encode() + rb"\r?")  # on whatever host
 
 
 def _form(beginning: bytes) -> str | None:
@@ -228,7 +227,6 @@ def _texts(part: Part) -> Iterator[str | Rejected]:
 
 # --- both forms ---
 
-_PHOTO_URL = re.compile(_PHOTO + r"\Z")
 _NSID = re.compile(r"[0-9]+@N[0-9]{2}\Z")  # Flickr's number of a user
 
 
@@ -236,8 +234,8 @@ def _row(row: int, url: str, caption: str, user: str = "") -> Record | Rejected:
     made = pair("sbu", row, url, caption)
     if isinstance(made, Rejected):
         return made
-    photo = _PHOTO_URL.search(url)
+    photo = photo_id(url)
     return made._replace(
         attribution=f"https://www.flickr.com/people/{user}/" if _NSID.match(user) else None,
-        meta=meta_json(flickr_photo_id=photo[1]) if photo else None,
+        meta=meta_json(flickr_photo_id=photo) if photo else None,
     )
