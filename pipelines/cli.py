@@ -98,7 +98,10 @@ def pin_command(
     if name not in READERS or Path(name).is_file():
         if files or edition or accept or fetch:
             raise BadRequest(f"--files, --edition, --accept and --fetch go with a source; {name!r} is none")
-        corpus = load_corpus(name)
+        try:
+            corpus = load_corpus(name)
+        except BadRequest as error:
+            raise BadRequest(f"{error}. Nor is it a source: {', '.join(READERS)}") from None
         if out is None:
             raise BadRequest(f"{name}: a corpus is pinned in its output: pmd pin {name} --out DIR")
         where = Where(workers, ray, inline)  # as for every stage, though this one works alone

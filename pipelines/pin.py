@@ -107,6 +107,9 @@ def pin_source(
         found = _files(source, spec, fetch, library, progress, _by_path(before))
         if not accept:
             _refuse_unpublished(source, found, published)
+        hashes = {file.sha256 for file in published.file if file.sha256}
+        if hashes and hashes.isdisjoint(file["sha256"] for file in found):
+            progress.note(f"pin      {source}: by their sha256, none of these is a published file")
     else:
         found = _published(source, published, fetch, library, progress, accept=accept)
     if before is not None and before["edition"] == published.name and not accept:

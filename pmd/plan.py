@@ -40,6 +40,7 @@ SPILL = pa.schema(
 )
 BATCH = 8_192  # captions turned into columns at a time, about
 HAND = 32  # batches that deal holds in memory
+UNKNOWN = "unknown"  # the licence of an image of which the source does not say one
 GROUP = 200_000  # records that gather holds in memory, about
 
 
@@ -116,10 +117,11 @@ def _columns(
     records: Sequence[Record], *, file: int, rules: TextSpec, block_list: BlockList | None
 ) -> pa.RecordBatch:
     """The records as SPILL columns, a row a caption. Transposed by zip, which beats a loop a column."""
-    fields = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
+    fields: dict[str, Sequence[Any]] = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
     groups: Sequence[tuple[Caption, ...]] = fields["captions"]
     assert all(groups), "a record has a caption; a row without one is Rejected"
     of_record = [pa.array(key_hashes(fields["key"]))]
+    fields["license"] = [license or UNKNOWN for license in fields["license"]]
     of_record += [pa.array(fields[field.name], field.type) for field in _OF_RECORD]
     captions, cleaned, reasons = _judged([*itertools.chain.from_iterable(groups)], rules)
     if block_list is not None:

@@ -39,7 +39,7 @@ PLAN = pa.schema(
         ("source", pa.string()),
         ("url", pa.string()),
         ("captions", pa.list_(CAPTION)),
-        ("license", pa.string()),
+        ("license", pa.string()),  # SPDX id, or "unknown"
         ("license_url", pa.string()),
         ("attribution", pa.string()),
         ("meta", pa.string()),

@@ -284,6 +284,13 @@ def test_a_record_whose_captions_are_all_dropped_is_planned_but_not_worth_a_requ
     assert reasons == {"cc3m-1": [None], "cc3m-2": ["caption_short", "caption_empty"]}
 
 
+def test_an_image_of_which_no_licence_is_said_has_an_unknown_one(tmp_path: Path) -> None:
+    parts = [Part(0, [record(1, ("a red ball", 0))._replace(license=None), record(2, ("a blue box", 1))])]
+    tables = gathered(spilled(tmp_path, parts), Layout(1, 1))
+    licenses = {row["key"]: row["license"] for row in tables[0].to_pylist()}
+    assert licenses == {"cc3m-1": "unknown", "cc3m-2": "licence 0/1"}
+
+
 @pytest.mark.parametrize("parts", [[], [Part(0, [])], [Part(0, [Rejected(0, Reason.INPUT_MALFORMED, "")])]])
 def test_nothing_to_plan_is_no_shards(tmp_path: Path, parts: list[Part]) -> None:
     spills = spilled(tmp_path, parts)

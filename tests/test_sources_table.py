@@ -196,7 +196,7 @@ def test_an_id_makes_the_key_where_it_can(tmp_path: Path, id: Any, key: str) -> 
     [
         ("https://creativecommons.org/licenses/by-sa/3.0/", ("CC-BY-SA-3.0", True, None)),
         ("http://creativecommons.org/publicdomain/zero/1.0/", ("CC0-1.0", True, None)),
-        ("https://creativecommons.org/publicdomain/mark/1.0/", (None, True, None)),
+        ("https://creativecommons.org/publicdomain/mark/1.0/", ("CC-PDM-1.0", True, None)),
         ("cc0-1.0", ("CC0-1.0", False, None)),
         ("?", (None, False, None)),
         ("all rights reserved", (None, False, '{"license":"all rights reserved"}')),
