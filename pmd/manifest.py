@@ -173,21 +173,56 @@ class DecontaminateSpec(Section):
     lists: Annotated[tuple[str, ...], OPERATIONAL] = ()
 
 
+class HostSpec(Section):
+    """[fetch.hosts."HOST"]: what this one host bears, where it is not what [fetch] says of all."""
+
+    connections: Annotated[int | None, OPERATIONAL, Field(ge=1)] = None
+    rate: Annotated[float | None, OPERATIONAL, Field(gt=0, allow_inf_nan=False)] = None
+
+
+Signal = Literal[
+    "robots", "x_robots_tag", "tdm_reservation", "tdmrep", "ai_txt", "content_usage", "content_signal"
+]
+
+
 class FetchSpec(Section):
     """[fetch]: how the web is asked."""
 
-    # One try at one image: name, connection, every redirect, last byte.
+    # Who asks: our own fetcher, or img2dataset (an extra, with gaps: see pipelines/img2dataset.py).
+    engine: Annotated[Literal["pmd", "img2dataset"], SEMANTIC] = "pmd"
+    # One try at one image, s: name, connection, every redirect, last byte.
     timeout_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 30.0
+    # A body that comes slower than this, after its first seconds, is given up.
+    min_bytes_per_s: Annotated[int, OPERATIONAL, Field(ge=0)] = 1_000
     # More tries after a transient failure.
     retries: Annotated[int, OPERATIONAL, Field(ge=0)] = 2
-    # Open at a time, in each worker; and of these, to one host.
+    # Open at a time, in each worker.
     connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 64
-    per_host_connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 8
+    # What a host bears from all workers together: connections open at a time, requests begun a second. And
+    # what an address bears, which may serve many hosts.
+    per_host_connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 2
+    per_host_rate: Annotated[float, OPERATIONAL, Field(gt=0, allow_inf_nan=False)] = 4.0
+    per_address_connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 16
+    # HOST, or *.DOMAIN for all below it -> what it bears: for archives that are built for more.
+    hosts: Annotated[dict[str, HostSpec], OPERATIONAL] = {}
+    # How long a row waits for a host that asks for time (Retry-After) or does not answer; s. Then it ends,
+    # and `pmd repair` asks again.
+    patience_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 120.0
+    # How long a run waits while no name is found at all; s.
+    outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 6 * 3600.0
+    # Which refusals are honoured: see pmd/fetch/consent.py. They decide which images there are.
+    consent: Annotated[tuple[Signal, ...], SEMANTIC] = get_args(Signal)
+    # Names of crawlers beside ours whose robots rules are taken as meant for us too.
+    consent_agents: Annotated[tuple[str, ...], SEMANTIC] = ()
+    # Who we are on the wire. The contact, a URL or mail address of whoever runs this, goes behind it.
     user_agent: Annotated[str, OPERATIONAL] = "pmd/0.1 (image-text corpus builder)"
+    contact: Annotated[str, OPERATIONAL] = ""
     # host, host:port, * or *:port -> address:port, as curl --connect-to.
     connect_to: Annotated[dict[str, str], OPERATIONAL] = {}
     # Networks ("10.0.0.0/8") that may be connected to although they are not public.
     allow_private: Annotated[tuple[str, ...], OPERATIONAL] = ()
+    # Ports that may be connected to.
+    ports: Annotated[tuple[int, ...], OPERATIONAL, Field(min_length=1)] = (80, 443)
     # PEM; instead of the system's certificate authorities.
     ca_file: Annotated[str | None, OPERATIONAL] = None
     # Of one image as served.
@@ -355,6 +390,8 @@ def _fault(model: type[Section], item: Any) -> str:
 
 def _keys_at(model: type[BaseModel], place: list[str]) -> list[str]:
     for part in place:
+        if part not in model.model_fields:
+            continue  # a name of one's own: [fetch.hosts."HOST"]
         inner = [
             kind
             for kind in (model.model_fields[part].annotation, *get_args(model.model_fields[part].annotation))

@@ -61,6 +61,9 @@ def _inside(section: type[Section], at: tuple[str, ...]) -> dict[tuple[str, ...]
 
 
 SECTIONS = sections()
+# What stands under a name of one's own, as [fetch.hosts."HOST"], has its tests below.
+HOSTS = ("fetch", "hosts")
+SECTIONS.pop(HOSTS)
 KEYS = [(*place, key) for place, section in SECTIONS.items() for key in section.model_fields]
 LEAVES = [key for key in KEYS if key not in SECTIONS]
 
@@ -92,13 +95,16 @@ def test_every_key_is_either_semantic_or_operational(place: tuple[str, ...]) -> 
 
 def test_only_these_keys_change_nothing_that_is_built() -> None:
     operational = {place for place in LEAVES if place[-1] not in SECTIONS[place[:-1]].semantic_keys()}
-    how = ("timeout_s", "retries", "connections", "per_host_connections", "user_agent")
-    where = ("connect_to", "allow_private", "ca_file")
+    how = ("timeout_s", "min_bytes_per_s", "retries", "connections", "patience_s", "outage_s")
+    bears = ("per_host_connections", "per_host_rate", "per_address_connections", "hosts")
+    who = ("user_agent", "contact")
+    where = ("connect_to", "allow_private", "ports", "ca_file")
     of_source = ("files", "edition", "archive")
     of_sources = {("source", name, key) for name in get_args(SourceName) for key in of_source}
     of_text = {(*place, "fasttext_model") for place in SECTIONS if place[-1:] == ("text",)}
     decontaminate = {("decontaminate", "splits"), ("decontaminate", "lists")}
-    assert operational == of_sources | of_text | decontaminate | {("fetch", key) for key in how + where}
+    of_fetch = {("fetch", key) for key in how + bears + who + where}
+    assert operational == of_sources | of_text | decontaminate | of_fetch
 
 
 def changed(value: Any, place: tuple[str, ...]) -> Any:
@@ -148,6 +154,14 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_known_one(place: tupl
 def test_a_key_that_is_near_to_none_is_answered_with_all(place: tuple[str, ...]) -> None:
     said = refusal(put(CORPUS, (*place, "zzzzzzzz"), 1))
     assert said.endswith(f"known keys: {', '.join(SECTIONS[place].model_fields)}")
+
+
+def test_a_host_has_a_section_under_its_name() -> None:
+    known = corpus(fetch={"hosts": {"a.example": {"connections": 8}, "*.b.example": {"rate": 0.5}}})
+    assert known.fetch.hosts["a.example"].connections == 8
+    assert known.definition() == corpus().definition()
+    said = refusal(put(CORPUS, (*HOSTS, "a.example"), {"connection": 8}))
+    assert said == "corpus.toml: unknown key 'fetch.hosts.a.example.connection'; did you mean 'connections'?"
 
 
 def test_an_unknown_source_is_answered_with_the_nearest() -> None:
