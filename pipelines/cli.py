@@ -208,7 +208,7 @@ def report_command(output: Output, as_json: AsJson = False, verbose: Verbose = F
         judged = {name: source | {"within": within(source)} for name, source in sources.items()}
         _print_json(told | {"sources": judged})
         return
-    console = Console(highlight=False)
+    console = _console()
     console.print(comparison(sources, title=f"{found.name} in {store.root}"))
     console.print(reasons_table(sources))
     for name, source in sources.items():
@@ -289,7 +289,7 @@ def sources_command(
         for source, pin in sources:
             print(describe_source(source, pin))
     else:
-        Console(highlight=False).print(sources_table(sources))
+        _console().print(sources_table(sources))
 
 
 @app.callback(invoke_without_command=True)
@@ -304,7 +304,14 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(sources: dict[str, Any], *, title: str) -> None:
-    Console(highlight=False).print(corpus_table(sources, title=title))
+    console = _console()
+    console.print(corpus_table(sources, title=title, width=console.width))
+
+
+def _console() -> Console:
+    """Standard output; a file or a pipe has room for whole lines."""
+    console = Console(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=140)
 
 
 def main() -> None:

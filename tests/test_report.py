@@ -145,11 +145,18 @@ def test_every_reason_is_named_with_its_rows_and_share_most_frequent_first() -> 
     assert lines == [*wanted, ["cc3m", "http_404", "15", "15.0%"], ["", "caption_short", "5", "5.0%"]]
 
 
+def test_a_narrow_screen_has_no_column_for_reasons_and_breaks_no_line() -> None:
+    table = corpus_table({"localized_narratives": told()}, title="", width=80)
+    lines = text(table, width=80).splitlines()
+    assert len(lines) == 5 and "caption_short" not in "".join(lines)
+    assert "localized_narratives" in lines[3]
+
+
 def test_the_screen_at_the_end_of_a_run_sums_up_rare_reasons_without_losing_a_row() -> None:
     many = {f"reason_{n}": 2**n for n in range(9)}
     *_, shown = cells(corpus_table({"coco": told() | {"dropped": many}}, title=""), "coco")
     first, *rest = shown.split(", ")
-    assert first == "reason_8 256" and rest[-1] == "3 more 7"
+    assert first == "reason_8 256" and rest[-1] == "6 more 63"
     assert sum(int(part.rpartition(" ")[2]) for part in (first, *rest)) == sum(many.values())
     assert cells(corpus_table({"coco": told() | {"dropped": {}}}, title=""), "coco")[-1] == "none"
 

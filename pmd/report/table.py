@@ -11,33 +11,36 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-SHOWN_REASONS = 6  # more are summed up, so that the table keeps to a screen
+SHOWN_REASONS = 3  # more are summed up, so that the table keeps to a screen
+ROOM_FOR_REASONS = 120  # characters of a screen; a narrower one has no column for reasons
 
 Told = Mapping[str, Any]  # one source
 
 
-def corpus_table(sources: Mapping[str, Told], *, title: str) -> Table:
-    """One line a source: its figures, the paper's pairs and words, and why most of its rows were dropped."""
+def corpus_table(sources: Mapping[str, Told], *, title: str, width: int = ROOM_FOR_REASONS) -> Table:
+    """One line a source: its figures, the paper's pairs and words, and, where the screen is wide enough, why
+    most of its rows were dropped.
+    """
     table = Table(title=escape(title), title_justify="left", show_footer=len(sources) > 1)
-    dropped: Counter[str] = Counter()
-    for source in sources.values():
-        dropped.update(source["dropped"])
-    table.add_column("source", "all")
+    dropped = sum(sum(source["dropped"].values()) for source in sources.values())
+    table.add_column("source", "all", no_wrap=True)
     for name in ("rows", "images", "pairs"):
-        table.add_column(name, f"{_total(sources, name):,}", justify="right")
-    table.add_column("words", _words(sources), justify="right")
-    table.add_column("paper", justify="right")
+        table.add_column(name, f"{_total(sources, name):,}", justify="right", no_wrap=True)
+    table.add_column("words", _words(sources), justify="right", no_wrap=True)
+    table.add_column("paper", justify="right", no_wrap=True)
     table.add_column("kept", _share(_total(sources, "kept"), _total(sources, "rows")), justify="right")
-    table.add_column("dropped, by reason", f"{sum(dropped.values()):,}", overflow="fold")
+    if width >= ROOM_FOR_REASONS:
+        table.add_column("dropped, by reason", f"{dropped:,}", overflow="fold")
     for name, source in sources.items():
-        table.add_row(
+        cells = [
             name,
             *(f"{source[column]:,}" for column in ("rows", "images", "pairs")),
             "-" if source["words_per_caption"] is None else f"{source['words_per_caption']:.1f}",
             _of_paper(source),
             _share(source["kept"], source["rows"]),
             _reasons(source["dropped"]),
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
