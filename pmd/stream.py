@@ -1,0 +1,277 @@
+"""A locked corpus -> the sample at any position of any epoch.
+
+    lock.json -> images of each shard -> Order: position -> shard, sample
+                                                             |
+       shard's index (Parquet, of the open window alone) -> offset, size, hash -> a pread of its tar -> Sample
+
+Tars are read in place and in any order: nothing is unpacked, converted or listed. The lock alone is read at
+the start, so that 70 million samples are open as fast as 70 thousand; an index is read when its window comes.
+Each image is checked against the hash that its index has. What is damaged is replaced by a sample that
+follows from the position alone, and is listed, so that no batch is ever short and no two ranks disagree.
+
+Everything here is a value or a read: threads may share a Stream.
+"""
+
+# pyarrow.compute makes its functions at run time, where no checker sees them.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pmd.errors import BadRequest, Damaged, Refused
+from pmd.lock import Lock, LockedFile, read_lock
+from pmd.order import Order, Places, keyed
+
+# A visit gives an image with one of its captions; or each caption is visited, with its image.
+Unit = Literal["images", "pairs"]
+
+SUBSTITUTES = 100  # samples tried in place of a damaged one before a corpus counts as broken
+_CAPTION, _SUBSTITUTE = 16, 17  # purposes of keys; those below 16 are pmd.order's
+
+
+class Sample(NamedTuple):
+    """One visit of one sample."""
+
+    epoch: int
+    position: int
+    key: str
+    source: str
+    image: bytes  # the stored file
+    caption: str
+    # Of the caption: x, y, width, height, in shares of the image's sides.
+    box: tuple[float, float, float, float] | None
+
+
+class Damage(NamedTuple):
+    """A sample that was not delivered at a position, and why; another one was."""
+
+    epoch: int
+    position: int
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that decides what a stream delivers. Two equal ones deliver the same at every position."""
+
+    root: str  # of the lock
+    sources: tuple[str, ...]
+    unit: Unit
+    seed: int
+    window: int
+
+    def check(self, other: "Identity") -> None:
+        """Raises Refused, saying what differs, unless `other` delivers the same."""
+        for name, mine in vars(self).items():
+            if mine != (others := getattr(other, name)):
+                raise Refused(f"the stream's {name} is {mine}, the saved state's is {others}")
+
+
+class Stream:
+    """The samples of a locked corpus, or of some of its sources, in their order."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        sources: Sequence[str] = (),
+        unit: Unit = "images",
+        seed: int = 0,
+        window: int = 32,
+        verified: bool = True,
+    ) -> None:
+        """window: shards that are mixed, and open, at a time. verified: check each image's sha256.
+
+        Raises BadRequest where there is no lock or no such source, Damaged where the lock is.
+        """
+        self._folder = Path(folder)
+        self._lock = _read_lock(self._folder)
+        chosen = tuple(sources) or tuple(sorted(self._lock.sources))
+        for source in chosen:
+            if source not in self._lock.sources:
+                raise BadRequest(f"{folder} has no source {source!r}; it has {', '.join(self._lock.sources)}")
+        self._tars = [
+            file for file in self._lock.files if file.path.endswith(".tar") and _source_of(file) in chosen
+        ]
+        self.identity = Identity(self._lock.root, tuple(sorted(chosen)), unit, seed, window)
+        self.order = Order([getattr(file, unit) for file in self._tars], seed=seed, window=window)
+        self._verified = verified
+        # Of two windows: at a boundary, readers of both are at work.
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._room, self._guard = 2 * window, threading.Lock()
+        self.damages: list[Damage] = []
+
+    def __len__(self) -> int:
+        """Positions of an epoch."""
+        return self.order.samples
+
+    def keys(self, epoch: int, positions: Places) -> list[str]:
+        """The keys of the samples at some positions, as they are delivered if none is damaged."""
+        at = self.order.at(epoch, positions)
+        return [
+            self._shard(int(shard)).key(int(sample), self.identity.unit)
+            for shard, sample in zip(*at, strict=True)
+        ]
+
+    def read(self, epoch: int, positions: Places) -> list[Sample]:
+        """The samples at some positions. Raises Damaged where hardly any can be read."""
+        at = self.order.at(epoch, positions)
+        return [
+            self._delivered(epoch, int(position), int(shard), int(sample))
+            for position, shard, sample in zip(positions, *at, strict=True)
+        ]
+
+    def substitute(self, epoch: int, position: int, attempt: int) -> Sample:
+        """What stands in for a position's sample after `attempt` failures (from 1 on): the same for all ranks
+        and at all times. For samples that can be read but not decoded.
+        """
+        if attempt > SUBSTITUTES:
+            raise Damaged(f"{self._folder}: {attempt} samples tried for position {position} are all damaged")
+        other = keyed(self.identity.seed, epoch, position, attempt, _SUBSTITUTE) % len(self)
+        at = self.order.at(epoch, np.array([other]))
+        return self._delivered(epoch, position, int(at.shard[0]), int(at.sample[0]), attempt)
+
+    def damaged(self, epoch: int, position: int, key: str, why: str) -> None:
+        """Enter a sample that could not be used into the list of damages."""
+        with self._guard:
+            self.damages.append(Damage(epoch, position, key, why))
+
+    def _delivered(self, epoch: int, position: int, number: int, sample: int, attempt: int = 0) -> Sample:
+        shard = self._shard(number)
+        chance = keyed(self.identity.seed, epoch, position, _CAPTION)
+        place = shard.place(sample, self.identity.unit, chance)
+        try:
+            image = shard.image(place.row, verified=self._verified)
+        except (OSError, ValueError) as error:
+            self.damaged(epoch, position, shard.keys[place.row].as_py(), str(error))
+            return self.substitute(epoch, position, attempt + 1)
+        return Sample(
+            epoch,
+            position,
+            shard.keys[place.row].as_py(),
+            shard.source,
+            image,
+            shard.texts[place.caption].as_py(),
+            shard.box(place),
+        )
+
+    def _shard(self, number: int) -> "_Shard":
+        with self._guard:
+            shard = self._open.get(number)
+            if shard is not None:
+                self._open.move_to_end(number)
+                return shard
+        # Outside of the guard: others read on meanwhile. Two may open one shard; the second is dropped.
+        opened = _open_shard(self._folder, self._tars[number], self.identity.unit)
+        with self._guard:
+            shard = self._open.setdefault(number, opened)
+            while len(self._open) > self._room:
+                self._open.popitem(last=False)
+        return shard
+
+
+def _read_lock(folder: Path) -> Lock:
+    path = folder / "lock.json"
+    if not path.is_file():
+        raise BadRequest(f"{folder} has no lock.json: `pmd lock` makes it, `pmd build` does all")
+    return read_lock(path.read_bytes(), where=str(path))
+
+
+def _source_of(file: LockedFile) -> str:
+    return file.path.split("/")[-2]
+
+
+# One shard
+
+
+class _Place(NamedTuple):
+    row: int  # among the kept ones
+    caption: int  # among the kept ones of the shard
+
+
+class _Shard:
+    """The kept rows of a shard's index, and its tar, open."""
+
+    def __init__(self, tar: Path, source: str, index: pa.Table) -> None:
+        self.source, self._tar = source, tar
+        self.keys = index["key"].combine_chunks()
+        self._offsets, self._sizes = (index[name].to_numpy() for name in ("offset", "size"))
+        self._hashes = index["stored_sha256"].combine_chunks()
+        self._original = index["original_width"].to_numpy(), index["original_height"].to_numpy()
+        captions = cast("pa.ListArray", index["captions"].combine_chunks())
+        flat = captions.flatten()
+        kept = pc.is_null(flat.field("reason"))
+        self.texts, self._boxes = flat.field("text").filter(kept), flat.field("box").filter(kept)
+        of_row = pc.list_parent_indices(captions).filter(kept).to_numpy()
+        # Where each row's kept captions begin among all; and the end of the last.
+        self._first = np.searchsorted(of_row, np.arange(len(self.keys) + 1))
+        self._file = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if (file := getattr(self, "_file", None)) is not None:
+            os.close(file)
+
+    def counted(self, unit: Unit) -> int:
+        return len(self.keys) if unit == "images" else len(self.texts)
+
+    def key(self, sample: int, unit: Unit) -> str:
+        return self.keys[self.place(sample, unit, 0).row].as_py()
+
+    def place(self, sample: int, unit: Unit, chance: int) -> _Place:
+        if unit == "pairs":
+            return _Place(int(np.searchsorted(self._first, sample, side="right")) - 1, sample)
+        first, end = int(self._first[sample]), int(self._first[sample + 1])
+        return _Place(sample, first + chance % (end - first))
+
+    def image(self, row: int, *, verified: bool) -> bytes:
+        """Raises OSError or ValueError where it is not as it was written."""
+        size = int(self._sizes[row])
+        image = os.pread(self._file, size, int(self._offsets[row]))
+        if len(image) != size:
+            raise ValueError(f"{self._tar}: ends within an image")
+        if verified and hashlib.sha256(image).hexdigest() != self._hashes[row].as_py():
+            raise ValueError(f"{self._tar}: an image is not the one that was stored")
+        return image
+
+    def box(self, place: _Place) -> tuple[float, float, float, float] | None:
+        """In shares of the image's sides: boxes are told in px of the published image."""
+        box: Any = self._boxes[place.caption].as_py()
+        if box is None:
+            return None
+        width, height = (float(side[place.row]) for side in self._original)
+        return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+
+def _open_shard(folder: Path, file: LockedFile, unit: Unit) -> _Shard:
+    """Raises Damaged where the index is not one, or not this tar's as the lock knows it."""
+    tar = folder / file.path
+    index = tar.with_suffix(".parquet")
+    try:
+        kept = pq.read_table(index, columns=[*_COLUMNS], filters=pc.field("status") == "success")
+        shard = _Shard(tar, _source_of(file), kept)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(f"{index}: {error}; `pmd verify {folder}` says more") from None
+    if shard.counted(unit) != getattr(file, unit):
+        raise Damaged(
+            f"{index} has {shard.counted(unit)} {unit}, the lock says {getattr(file, unit)}; "
+            f"`pmd verify {folder}` says more"
+        )
+    return shard
+
+
+_COLUMNS = (
+    *("key", "status", "captions", "original_width", "original_height"),
+    *("stored_sha256", "offset", "size"),
+)
