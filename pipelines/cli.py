@@ -14,7 +14,10 @@ from rich.console import Console
 
 from pipelines import show as showing
 from pipelines.build import build, build_json
+from pipelines.doctor import doctor, doctor_json, doctor_table, is_well
 from pipelines.download import download
+from pipelines.estimate import as_json as estimate_json
+from pipelines.estimate import estimate, estimate_table, hours_line
 from pipelines.filter import filter_
 from pipelines.job import Job, open_job
 from pipelines.library import Library
@@ -22,6 +25,7 @@ from pipelines.lock import lock
 from pipelines.pin import pin, pin_source
 from pipelines.plan import plan
 from pipelines.progress import Progress
+from pipelines.repair import recorded, repair, repair_table
 from pipelines.run import Where, stopping_on_signals
 from pipelines.shard import shard
 from pipelines.status import open_output, status
@@ -243,6 +247,102 @@ def verify_command(
             else f"{found.files:,} files, all as locked"
         )
     raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command("estimate", help="What a build will cost, by a sample of its images; nothing is written.")
+def estimate_command(
+    corpus: CorpusFile,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Of a build that is begun: its pins are taken.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Images asked for, of each source.")] = 400,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="That the build will have. [default: one a core]")
+    ] = None,
+    bandwidth: Annotated[
+        float, typer.Option("--bandwidth", min=0.001, help="Mbit/s that the build will have.")
+    ] = 1_000.0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    made = estimate(
+        load_corpus(corpus),
+        output=open_output(out) if out else None,
+        samples=samples,
+        workers=workers or os.cpu_count() or 1,
+        bandwidth=bandwidth,
+        progress=Progress(),
+    )
+    told = estimate_json(made)
+    if as_json:
+        _print_json(told)
+        return
+    _console().print(estimate_table(told))
+    for name, source in told["sources"].items():
+        lost = ", ".join(f"{reason} {figure['value']:,.0f}" for reason, figure in source["lost"].items())
+        print(f"{name}: rows that will be lost: {lost or 'none'}")
+        for note in source["notes"]:
+            print(f"{name}: {note}")
+    if told["not_at_hand"]:
+        missing = ", ".join(told["not_at_hand"])
+        print(f"not sampled, and in no sum: {missing}. `pmd pin SOURCE` brings the annotation files")
+    print(hours_line(told))
+
+
+@app.command("doctor", help="What could stop or slow a run here: network, names, clock, disk, limits.")
+def doctor_command(
+    corpus: Annotated[
+        str | None,
+        typer.Argument(metavar="[CORPUS]", help="A corpus file, or the name of one of ours. [default: all]"),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Where the corpus is to go, or goes.")] = None,
+    workers: WorkerCount = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    findings = doctor(load_corpus(corpus) if corpus else None, out, workers=workers)
+    if as_json:
+        _print_json(doctor_json(findings))
+    else:
+        _console().print(doctor_table(findings))
+    raise typer.Exit(0 if is_well(findings) else 1)
+
+
+@app.command("repair", help="Ask again for what was lost to causes that pass, and renew shards and lock.")
+def repair_command(
+    output: Output,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="Ask as this corpus file says (mirrors, rates, contact). [default: as [fetch] has it]",
+        ),
+    ] = None,
+    only: Only = None,
+    reasons: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reason", metavar="REASON", help="What was lost for this reason alone; may be repeated."
+        ),
+    ] = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    inline: Inline = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    asked, limit = recorded(open_output(output), corpus)
+    where = Where(workers, ray, inline)
+    with open_job(
+        asked, out=output, only=only or (), limit=limit, where=where, progress=Progress(), repairs=True
+    ) as job:
+        repaired = repair(job, reasons or ())
+    if as_json:
+        _print_json(repaired.as_json(job))
+        return
+    _console().print(repair_table(repaired))
+    print(f"root {repaired.root}" if repaired.root else "not locked yet")
 
 
 @app.command("show", help="Look at samples: some here and there, or those of the keys given.")

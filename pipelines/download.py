@@ -11,8 +11,9 @@ again whole.
 """
 
 import asyncio
+import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,17 +24,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipelines import img2dataset
 from pipelines.job import Job, Task
-from pipelines.run import Tell
+from pipelines.run import Shared, Tell, task_name
 from pmd import images
 from pmd.archives import Archives
+from pmd.fetch.budget import Share
 from pmd.fetch.client import Answer, Client
+from pmd.fetch.url import BadUrl, read_url
 from pmd.records import Reason
 from pmd.shards import TarWriter
 from pmd.storage import Store
 from pmd.tables import FETCHED, write_table
 
 TELL_EVERY_S = 0.5
+MOST_HELD = 64 << 20  # bytes of bodies that wait for a decoder; those under way come on top
 DECODERS = 2  # threads a worker decodes in while it waits for the web; decoding leaves the interpreter free
 
 FETCH_LOG = pa.schema(
@@ -53,12 +58,15 @@ FETCH_LOG = pa.schema(
 
 def download(job: Job) -> None:
     """Fetch every plan file of this run's sources that has not been fetched."""
+    if job.corpus.fetch.engine == "img2dataset":
+        img2dataset.check(job.corpus.fetch)
     tasks: list[DownloadTask] = []
     totals: Counter[str] = Counter()
     for task in job.unfinished("shards", "raw"):
         with job.store.open(task.name("plan")) as file:
             rows = pq.read_metadata(file).num_rows
-        tasks.append(DownloadTask(**vars(task), rows=rows, archives=_archives(job, task.source)))
+        archives = _archives(job, task.source)
+        tasks.append(DownloadTask(**vars(task), rows=rows, archives=archives, budget=job.budget()))
         totals[task.source] += rows
     tasks.sort(key=lambda task: (task.number, task.source))  # sources by turns: more hosts at a time
     with job.progress.stage("download", totals):
@@ -74,6 +82,7 @@ def _archives(job: Job, source: str) -> tuple[str, ...]:
 class DownloadTask(Task):
     rows: int
     archives: tuple[str, ...]  # local paths
+    budget: Shared  # what all workers may ask of the hosts together
 
 
 def download_file(task: DownloadTask, tell: Tell) -> dict[str, Any]:
@@ -118,6 +127,17 @@ def _records(plan: pa.Table) -> Iterator[_Record]:
         yield _Record(place, key, url, path, rotation, None if None in reasons else reasons[0])
 
 
+NOT_IN_ARCHIVE = Answer(body=None, reason=Reason.NOT_IN_ARCHIVE)
+
+
+def _host_of(record: _Record) -> str:
+    """Whom it will be asked of; empty where that is nobody, or an archive first."""
+    try:
+        return (read_url(record.url).raw_host or "") if record.url and record.path is None else ""
+    except BadUrl:
+        return ""
+
+
 class _Download:
     """The state of one task: rows by place, and the counts that are told while it runs."""
 
@@ -125,62 +145,117 @@ class _Download:
         self.rows: dict[int, dict[str, Any]] = {}
         self.log: list[dict[str, Any]] = []
         self.requests = 0
-        self._spec = task.corpus
+        self._task, self._spec = task, task.corpus
         self._archives = Archives([Path(path) for path in task.archives])
         self._writer = writer
         self._tell = tell
         self._told = time.monotonic()
+        self._held = 0  # bytes of bodies that wait for a decoder
+        self._room = asyncio.Event()
+        self._room.set()
         self._kept = 0
         self._dropped: Counter[str] = Counter()
 
     async def run(self, records: list[_Record]) -> None:
-        # Bounds bodies in memory. Twice the connections, so that one slow host does not stop all others.
-        slots = asyncio.Semaphore(2 * self._spec.fetch.connections)
-        with ThreadPoolExecutor(DECODERS) as decoders:
-            async with Client(self._spec.fetch) as client, asyncio.TaskGroup() as group:
-                for record in records:
-                    if record.reason is not None:
-                        self._note(record, {"status": "filtered", "reason": record.reason})
-                        continue
-                    await slots.acquire()
-                    running = group.create_task(self._one(record, client, decoders))
-                    running.add_done_callback(lambda _: slots.release())
-            self.requests = client.requests
+        wanted: list[_Record] = []
+        for record in records:
+            if record.reason is not None:
+                self._note(record, {"status": "filtered", "reason": record.reason})
+            else:
+                wanted.append(record)
+        with ThreadPoolExecutor(DECODERS) as self._decoders:
+            if self._spec.fetch.engine == "pmd":
+                await self._by_our_own(wanted)
+            else:
+                await self._by_img2dataset(wanted)
 
-    async def _one(self, record: _Record, client: Client, decoders: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        answer = None
-        if record.path is not None:
-            answer = await loop.run_in_executor(decoders, self._archived, record.path)
-        if answer is None and record.url is not None:
-            answer = await client.fetch(record.url)
-        if answer is None:
-            answer = Answer(body=None, reason=Reason.NOT_IN_ARCHIVE)
+    async def _by_our_own(self, records: list[_Record]) -> None:
+        spec = self._spec.fetch
+        hosts: dict[str, deque[_Record]] = defaultdict(deque)
+        for record in records:
+            hosts[_host_of(record)].append(record)
+        async with (
+            Share(self._task.budget.call, spec, name=task_name()) as share,
+            Client(spec, share) as client,
+            asyncio.TaskGroup() as group,
+        ):
+
+            async def lane(waiting: deque[_Record]) -> None:
+                """Ask for one row after the other."""
+                while waiting:
+                    # Bodies wait for a decoder in memory: while many do, no more are asked for.
+                    await self._room.wait()
+                    if waiting:
+                        record = waiting.popleft()
+                        answer = await self._archived(record)
+                        if answer is None and record.url is not None:
+                            answer = await client.fetch(record.url)
+                        await self._end(record, answer or NOT_IN_ARCHIVE)
+
+            # As many as a host bears, so that a slow host keeps none waiting but its own rows.
+            for host, waiting in hosts.items():
+                lanes = spec.bears(host).connections if host else 2 * DECODERS
+                for _ in range(min(lanes, len(waiting))):
+                    group.create_task(lane(waiting))
+        self.requests = client.requests
+
+    async def _by_img2dataset(self, records: list[_Record]) -> None:
+        asked: dict[int, tuple[_Record, str]] = {}
+        for record in records:
+            answer = await self._archived(record)
+            if answer is None and record.url is not None:
+                asked[record.place] = record, record.url
+            else:
+                await self._end(record, answer or NOT_IN_ARCHIVE)
+
+        async def deliver(place: int, answer: Answer) -> None:
+            await self._end(asked[place][0], answer)
+
+        rows = ((place, url) for place, (_, url) in asked.items())
+        spec = self._spec.fetch
+        python = spec.engine_python or sys.executable
+        self.requests = await img2dataset.fetch(rows, spec, deliver, python=python)
+
+    async def _end(self, record: _Record, answer: Answer) -> None:
+        """What was asked for has come, or has not."""
         self.log.append(_log_row(record, answer))
         if answer.body is None:
             assert answer.reason is not None
             row = {"status": "failed_to_download", "reason": answer.reason, "error_message": answer.message}
         else:
-            picture = await loop.run_in_executor(
-                decoders, images.normalise, answer.body, self._spec.image, record.rotation
+            self._hold(len(answer.body))
+            picture = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, images.normalise, answer.body, self._spec.image, record.rotation
             )
+            self._hold(-len(answer.body))
             if isinstance(picture, Reason):
                 row = {"status": "failed_to_resize", "reason": picture}
             else:
                 row = {"status": "success"} | self._store(record.key, picture)
         self._note(record, row)
 
-    def _archived(self, path: str) -> Answer | None:
+    def _hold(self, more: int) -> None:
+        self._held += more
+        if self._held < MOST_HELD:
+            self._room.set()
+        else:
+            self._room.clear()
+
+    async def _archived(self, record: _Record) -> Answer | None:
         """What the archives hold of an image; None where it is in none of them."""
-        found = self._archives.read(path, self._spec.fetch.max_bytes)
+        if record.path is None:
+            return None
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._archives.read, record.path, self._spec.fetch.max_bytes
+        )
         if found is None:
             return None
         if isinstance(found, Reason):
-            return Answer(body=None, reason=found, detail=f"{path} in an archive")
+            return Answer(body=None, reason=found, detail=f"{record.path} in an archive")
         return Answer(body=found, reason=None)
 
     def _store(self, key: str, picture: images.Picture) -> dict[str, Any]:
-        offset = self._writer.add(f"{key}.jpg", picture.jpeg)
+        offset = self._writer.add(f"{key}.{self._spec.image.encode_format}", picture.stored)
         return {
             "width": picture.width,
             "height": picture.height,
@@ -191,7 +266,7 @@ class _Download:
             "phash": picture.phash,
             "mime": picture.mime,
             "offset": offset,
-            "size": len(picture.jpeg),
+            "size": len(picture.stored),
         }
 
     def _note(self, record: _Record, row: dict[str, Any]) -> None:

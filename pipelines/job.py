@@ -10,6 +10,7 @@ leaves nothing held.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -23,11 +24,13 @@ import orjson
 import pyarrow as pa
 
 from pipelines.progress import Progress
-from pipelines.run import Done, Function, Where, Workers, workers
+from pipelines.run import Done, Function, Shared, Where, Workers, workers
 from pmd import images, text
 from pmd.decontaminate import BlockList, from_bytes
 from pmd.errors import BadRequest, Busy, Damaged, Refused, TasksFailed
-from pmd.manifest import Corpus, canonical_json, fingerprint
+from pmd.fetch.budget import Budget
+from pmd.fetch.placeholders import known_placeholders
+from pmd.manifest import Corpus, FetchSpec, canonical_json, fingerprint
 from pmd.storage import Store
 from pmd.tables import read_footer
 
@@ -35,6 +38,7 @@ FORMAT = 2  # of everything in an output; older ones are still read
 DEFINITION = "corpus.json"
 BLOCK_LIST = "pin/decontaminate.json"
 HELD = ".lock"
+REPAIRING = "repair/applying.json"  # there while a repair is exchanging shards, see pipelines/repair.py
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Job:
     requests: int = 0  # sent to the web
     files_written: int = 0  # by workers; the driver's own are the store's
     _workers: Workers | None = None
+    _budget: Shared | None = None
     _pins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, function: Function, tasks: Sequence[Any]) -> Iterator[Done]:
@@ -78,10 +83,8 @@ class Job:
         """
         if not tasks:
             return  # and no workers are started
-        if self._workers is None:
-            self._workers = self._exit.enter_context(workers(self._where))
         failed: list[str] = []
-        for done in self._workers.run(function, tasks, heard=self.progress.heard):
+        for done in self._started().run(function, tasks, heard=self.progress.heard):
             if done.error is not None:
                 failed.append(f"{done.task.source}/{done.task.number:05d}: {done.error}")
                 self.progress.note(f"failed: {failed[-1]}")
@@ -97,8 +100,31 @@ class Job:
                 + "\nSee to the cause, then run the same line again."
             )
 
+    def budget(self) -> Shared:
+        """What the hosts of the web bear from all workers of this run together."""
+        if self._budget is None:
+            self._budget = self._started().shared(functools.partial(_budget, self.corpus.fetch))
+        return self._budget
+
+    def _started(self) -> Workers:
+        if self._workers is None:
+            self._workers = self._exit.enter_context(workers(self._where))
+        return self._workers
+
     def written(self) -> int:
         return self.files_written + self.store.published
+
+    @contextlib.contextmanager
+    def inside(self, folder: str, sources: Iterable[str]) -> Generator[None]:
+        """For the time of the block, work on a folder of the output that is laid out like an output itself,
+        and on these sources of it. What is written there is scratch, and not counted as written.
+        """
+        before = self.store, self.sources, self.files_written
+        self.store, self.sources = Store(self.store.path(folder)), tuple(sources)
+        try:
+            yield
+        finally:
+            self.store, self.sources, self.files_written = before
 
     def pins(self, source: str) -> dict[str, Any]:
         """What `pmd pin` found out about a source's annotation files."""
@@ -174,6 +200,10 @@ class Job:
         ]
 
 
+def _budget(spec: FetchSpec, restarted: bool) -> Budget:
+    return Budget(spec, restarted=restarted)
+
+
 def finished(store: Store, name: str, fingerprint: str) -> bool:
     """Is this file there, and made under this definition? Refused if it is there under another."""
     if not store.exists(name):
@@ -206,7 +236,8 @@ def definition(corpus: Corpus, limit: int | None) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"pyarrow": pa.__version__, "orjson": orjson.__version__} | images.versions()
+    ours = {"pyarrow": pa.__version__, "orjson": orjson.__version__}
+    return ours | {"placeholders": known_placeholders().version} | images.versions()
 
 
 @contextlib.contextmanager
@@ -218,10 +249,12 @@ def open_job(
     limit: int | None = None,
     where: Where,
     progress: Progress,
+    repairs: bool = False,
 ) -> Generator[Job]:
     """Take hold of an output, check that it is this corpus's, and clear away what a killed run left.
 
-    Raises Busy when another run holds it, Refused when it was made under another definition.
+    Raises Busy when another run holds it, Refused when it was made under another definition, or when a
+    repair of it was stopped half-way and this run does not go on with that.
     """
     chosen = tuple(only) or corpus.sources
     for source in chosen:
@@ -231,6 +264,11 @@ def open_job(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_holding(store))
         _check_definition(store, definition(corpus, limit))
+        if not repairs and store.exists(REPAIRING):
+            raise Refused(
+                f"{store.root}: a repair was stopped while it exchanged shards; run that `pmd repair` again, "
+                "it goes on from there"
+            )
         store.sweep()
         stack.callback(store.sweep)  # again when the workers are gone: some may have been stopped at work
         yield Job(corpus, store, progress, chosen, limit, where, stack)

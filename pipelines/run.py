@@ -9,6 +9,9 @@ returns counts. Image bytes never pass through here. A function may be run twice
 killed, a run was resumed) and must leave the same files. So many tasks are in flight as keep the workers busy
 and no more; results are taken as they come; a task that fails is tried again, and after ATTEMPTS it is
 reported with its error, never dropped.
+
+    shared = pool.shared(make)                  # an object of which there is one, for all workers
+    await shared.call("claim", "a.example")     # in the driver, and in tasks that `shared` was given to
 """
 
 import asyncio
@@ -18,6 +21,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +33,8 @@ ATTEMPTS = 3
 RAY_FLOOR = (2, 56)  # older ones run code from a hostile tar or Parquet file, or lack token authentication
 REACH_S = 10.0  # for a cluster to accept a connection
 LISTEN_S = 0.25  # how often the driver looks up from waiting
+RETRY_S = 0.2  # to call a shared object again that is lost
+RESTART_S = 120.0  # for a shared object that is lost to come back, perhaps on another machine
 
 Tell = Callable[[Any], None]  # a running task's word on how far it is, for the progress display
 Function = Callable[[Any, Tell], Any]
@@ -58,7 +64,30 @@ class Done:
     error: str | None = None
 
 
+class Shared(Protocol):
+    """The one object that all workers call. Can be pickled, and given to tasks."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of it. While the object is being made anew this waits, and calls again: a method may
+        be run twice for one call.
+        """
+        ...
+
+    def look(self, method: str) -> Any:
+        """What a method says, for a display: None where it does not say it at once."""
+        ...
+
+
 class Workers(Protocol):
+    def shared(self, make: Callable[[bool], Any]) -> Shared:
+        """An object that make(False) makes, once for all tasks of these workers. If it is lost with its
+        process, make(True) makes another, which knows nothing of what the first one did.
+
+        When a worker is known to have died in a task, its method `forget(name)` is called, if it has one;
+        `name` is what task_name() says in that task.
+        """
+        ...
+
     def run(
         self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
     ) -> Iterator[Done]:
@@ -120,8 +149,18 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
 
 
+def task_name() -> str:
+    """A name for the running attempt at a task, which no other has."""
+    ray = sys.modules.get("ray")
+    task = ray.get_runtime_context().get_task_id() if ray is not None and ray.is_initialized() else None
+    return task or f"{os.getpid()}-{secrets.token_hex(8)}"
+
+
 class Inline:
     """One task after the other in this process: for debugging, and for machines without Ray."""
+
+    def shared(self, make: Callable[[bool], Any]) -> Shared:
+        return _SharedHere(make(False))
 
     def run(
         self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
@@ -138,6 +177,17 @@ class Inline:
                     break
 
 
+class _SharedHere:
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._thing, method)(*arguments)
+
+    def look(self, method: str) -> Any:
+        return getattr(self._thing, method)()
+
+
 class OnRay:
     """Tasks on the workers of a Ray that runs already."""
 
@@ -150,9 +200,15 @@ class OnRay:
         # more.
         board: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board)
         self._board = board.remote()
+        self._shared: list[Any] = []
         self._bound = (
             int(ray.cluster_resources().get("CPU", 1)) + 2
         )  # two wait at hand, so that no worker does
+
+    def shared(self, make: Callable[[bool], Any]) -> Shared:
+        thing: Any = self._ray.remote(num_cpus=0, max_restarts=-1)(_Thing)
+        self._shared.append(thing.remote(make))
+        return _SharedOnRay(self._shared[-1])
 
     def run(
         self, function: Function, tasks: Iterable[Any], *, heard: Callable[[Any, Any], None]
@@ -185,6 +241,10 @@ class OnRay:
                 try:
                     end: _End = ray.get(reference)
                 except ray.exceptions.RayError as error:
+                    # Other errors may mean that it is out of reach, and works on.
+                    if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError):
+                        for shared in self._shared:
+                            shared.forget.remote(reference.task_id().hex())
                     end = _End(error=f"its worker died: {str(error).splitlines()[0]}", final=False)
                 del by_number[number]
                 if end.final or attempt == ATTEMPTS:
@@ -201,6 +261,49 @@ class OnRay:
 
 def _attempt_telling(function: Function, task: Any, board: Any, number: int) -> "_End":
     return _attempt(function, task, lambda word: board.put.remote(number, word))
+
+
+class _Thing:
+    """The actor that a shared object lives in."""
+
+    def __init__(self, make: Callable[[bool], Any]) -> None:
+        import ray
+
+        restarted: Any = ray.get_runtime_context().was_current_actor_reconstructed
+        self._thing = make(restarted)
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._thing, method)(*arguments)
+
+    def forget(self, name: str) -> None:
+        if hasattr(self._thing, "forget"):
+            self._thing.forget(name)
+
+
+class _SharedOnRay:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        import ray.exceptions
+
+        give_up = time.monotonic() + RESTART_S
+        while True:
+            try:
+                return await self._actor.call.remote(method, arguments)
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() > give_up:
+                    why = str(error).splitlines()[0]
+                    raise PmdError(f"what the workers share is lost, and does not come back: {why}") from None
+            await asyncio.sleep(RETRY_S)
+
+    def look(self, method: str) -> Any:
+        import ray
+        import ray.exceptions
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            return ray.get(self._actor.call.remote(method, ()), timeout=1)
+        return None
 
 
 class _Board:

@@ -45,7 +45,14 @@ def write_one(task: Task, tell: Tell) -> dict[str, Any]:
         # Left in reverse order: the tar is published first, the index last.
         with store.writing(task.name("shards")) as index, store.writing(task.name("shards", "tar")) as tar:
             stored = _stored_images(raw_tar, records)
-            done = write_shard(tar, index, records=records, images=stored, fingerprint=task.fingerprint)
+            done = write_shard(
+                tar,
+                index,
+                records=records,
+                images=stored,
+                fingerprint=task.fingerprint,
+                image_format=task.corpus.image.encode_format,
+            )
     return {"published": store.published, "tick": {"done": 1}, "images": done.counts.images}
 
 

@@ -54,10 +54,16 @@ def verify(store: Store, *, threads: int, told: Callable[[int], None] = lambda f
     bad = list(_strangers(store, lock))
     by_path = {file.path: file for file in lock.files}
     with ThreadPoolExecutor(threads) as pool:
-        for done, faults in enumerate(pool.map(lambda file: list(_faults(store, file, by_path)), lock.files)):
+        judged = pool.map(lambda file: list(_faults(store, file, by_path, _image_format(lock))), lock.files)
+        for done, faults in enumerate(judged):
             bad += faults
             told(done + 1)
     return Verdict(len(lock.files) + 1, tuple(bad))
+
+
+def _image_format(lock: Lock) -> str:
+    """The ending of the images' names; jpg in a lock from before there was a choice."""
+    return lock.definition.get("corpus", {}).get("image", {}).get("encode_format", "jpg")
 
 
 def _strangers(store: Store, lock: Lock) -> Iterator[Bad]:
@@ -69,7 +75,9 @@ def _strangers(store: Store, lock: Lock) -> Iterator[Bad]:
                 yield Bad(name, None, "it is not in the lock")
 
 
-def _faults(store: Store, file: LockedFile, by_path: dict[str, LockedFile]) -> Iterator[Bad]:
+def _faults(
+    store: Store, file: LockedFile, by_path: dict[str, LockedFile], image_format: str
+) -> Iterator[Bad]:
     """What is wrong with one file; nothing if its hash is right."""
     if not store.exists(file.path):
         yield Bad(file.path, None, "it is missing")
@@ -87,7 +95,7 @@ def _faults(store: Store, file: LockedFile, by_path: dict[str, LockedFile]) -> I
         yield whole
         return
     with store.open(file.path) as tar:
-        samples = [Bad(file.path, fault.sample, fault.why) for fault in tar_faults(tar, index)]
+        samples = [Bad(file.path, fault.sample, fault.why) for fault in tar_faults(tar, index, image_format)]
     yield from samples or [whole]
 
 

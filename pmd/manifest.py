@@ -13,9 +13,9 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pmd.errors import BadRequest
 from pmd.sources import coco, localized_narratives, redcaps, table, wit, yfcc100m
@@ -127,20 +127,44 @@ class Sources(Section):
 
 
 class ImageSpec(Section):
-    """[image]: how a picture is stored, and which pictures are kept."""
+    """[image]: how a picture is stored, and which are kept. As in img2dataset, where it has the key."""
 
-    resize_mode: Annotated[Literal["no", "keep_ratio", "keep_ratio_largest"], SEMANTIC] = "keep_ratio"
-    # px: the shorter side (keep_ratio) or the longer one (keep_ratio_largest).
+    # keep_ratio: the shorter side becomes image_size; keep_ratio_largest: the longer one. center_crop:
+    # keep_ratio, then the middle square; border: keep_ratio_largest, then white up to the square.
+    resize_mode: Annotated[
+        Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"], SEMANTIC
+    ] = "keep_ratio"
+    # px: of the stored picture's shorter or longer side, as resize_mode says.
     image_size: Annotated[int, SEMANTIC, Field(ge=1, le=16_384)] = 256
+    # An image that is not larger stays as it is: not enlarged, nor given a border.
     only_if_bigger: Annotated[bool, SEMANTIC] = True
-    # Of the stored JPEG.
-    quality: Annotated[int, SEMANTIC, Field(ge=1, le=100)] = 95
+    # The filters, as Pillow has them: when shrinking, all but nearest take every pixel into account, of which
+    # OpenCV's linear, cubic and lanczos leave some out.
+    downscale_interpolation: Annotated[Literal["nearest", "linear", "cubic", "area", "lanczos"], SEMANTIC] = (
+        "area"
+    )
+    upscale_interpolation: Annotated[Literal["nearest", "linear", "cubic", "lanczos"], SEMANTIC] = "lanczos"
+    # Of the stored picture, and the ending of its name; one for the whole corpus.
+    encode_format: Annotated[Literal["jpg", "png", "webp"], SEMANTIC] = "jpg"
+    # jpg: 1 to 100. webp: 1 to 100, 101 without loss. png, which never loses: 0 (fast) to 9 (small).
+    quality: Annotated[int, SEMANTIC, Field(ge=0, le=101, validate_default=True)] = 95
+    # A served JPEG that is upright, in sRGB and of the right size keeps its own scans, without metadata.
+    skip_reencode: Annotated[bool, SEMANTIC] = False
     # The last three are of the served image. px of its shorter side; less is dropped.
     min_side: Annotated[int, SEMANTIC, Field(ge=0)] = 0
     # Longer side over shorter side; more is dropped.
     max_aspect: Annotated[float, SEMANTIC, Field(ge=1, allow_inf_nan=False)] = 20.0
-    # Read from its header: an image of more is never decoded.
+    # Read from its header: an image of more is never decoded. img2dataset's max_image_area.
     max_pixels: Annotated[int, SEMANTIC, Field(ge=1)] = 64_000_000
+
+    @field_validator("quality")
+    @classmethod
+    def _in_range_of_the_format(cls, quality: int, others: ValidationInfo) -> int:
+        form = others.data.get("encode_format", "jpg")
+        least, most = {"jpg": (1, 100), "png": (0, 9), "webp": (1, 101)}[form]
+        if not least <= quality <= most:
+            raise ValueError(f"{form} takes {least} to {most}")
+        return quality
 
 
 Treatment = Literal["off", "report", "drop"]
@@ -180,6 +204,14 @@ class HostSpec(Section):
     rate: Annotated[float | None, OPERATIONAL, Field(gt=0, allow_inf_nan=False)] = None
 
 
+class HostBears(NamedTuple):
+    """What one host bears from all workers together."""
+
+    connections: int
+    rate: float  # requests begun a second
+    address_connections: int  # with all other hosts of its address
+
+
 Signal = Literal[
     "robots", "x_robots_tag", "tdm_reservation", "tdmrep", "ai_txt", "content_usage", "content_signal"
 ]
@@ -188,8 +220,10 @@ Signal = Literal[
 class FetchSpec(Section):
     """[fetch]: how the web is asked."""
 
-    # Who asks: our own fetcher, or img2dataset (an extra, with gaps: see pipelines/img2dataset.py).
+    # Who asks: our own fetcher, or img2dataset (with gaps, see pipelines/img2dataset.py) out of the Python
+    # that it is installed for, if that is not ours.
     engine: Annotated[Literal["pmd", "img2dataset"], SEMANTIC] = "pmd"
+    engine_python: Annotated[str | None, OPERATIONAL] = None
     # One try at one image, s: name, connection, every redirect, last byte.
     timeout_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 30.0
     # A body that comes slower than this, after its first seconds, is given up.
@@ -210,10 +244,8 @@ class FetchSpec(Section):
     patience_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 120.0
     # How long a run waits while no name is found at all; s.
     outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 6 * 3600.0
-    # Which refusals are honoured: see pmd/fetch/consent.py. They decide which images there are.
-    consent: Annotated[tuple[Signal, ...], SEMANTIC] = get_args(Signal)
-    # Names of crawlers beside ours whose robots rules are taken as meant for us too.
-    consent_agents: Annotated[tuple[str, ...], SEMANTIC] = ()
+    # Which refusals are honoured. They decide which images there are.
+    consent: Annotated[tuple[Signal, ...], SEMANTIC] = ()
     # Who we are on the wire. The contact, a URL or mail address of whoever runs this, goes behind it.
     user_agent: Annotated[str, OPERATIONAL] = "pmd/0.1 (image-text corpus builder)"
     contact: Annotated[str, OPERATIONAL] = ""
@@ -227,6 +259,18 @@ class FetchSpec(Section):
     ca_file: Annotated[str | None, OPERATIONAL] = None
     # Of one image as served.
     max_bytes: Annotated[int, SEMANTIC, Field(gt=0)] = 20_000_000
+
+    def bears(self, host: str) -> HostBears:
+        """What a host bears: its own entry says, or that of the nearest domain above it, or what holds for
+        all. Who raises a host's bound raises its address's too.
+        """
+        labels = host.lower().rstrip(".").split(".")
+        names = ".".join(labels), *("*." + ".".join(labels[place:]) for place in range(1, len(labels)))
+        entries = {name.lower().rstrip("."): entry for name, entry in self.hosts.items()}
+        own = next((entries[name] for name in names if name in entries), HostSpec())
+        connections = own.connections or self.per_host_connections
+        at_address = max(self.per_address_connections, own.connections or 0)
+        return HostBears(connections, own.rate or self.per_host_rate, at_address)
 
 
 class Corpus(Section):
@@ -287,7 +331,7 @@ def fingerprint(value: Any) -> str:
 def load_corpus(path: str | Path) -> Corpus:
     """Read a corpus file (TOML), or one of ours by its name ("smoke").
 
-    Relative `files` and `ca_file` are taken from the folder of the corpus file. Raises BadRequest with every
+    Relative paths are taken from the folder of the corpus file. Raises BadRequest with every
     fault found.
     """
     file = _corpus_file(str(path))
@@ -297,8 +341,9 @@ def load_corpus(path: str | Path) -> Corpus:
         name: _placed(corpus.source_spec(name), at) for name in sorted(corpus.source.model_fields_set)
     }
     fetch = corpus.fetch
-    if fetch.ca_file:
-        fetch = fetch.model_copy(update={"ca_file": _from(at, fetch.ca_file)})
+    for key in ("ca_file", "engine_python"):
+        if place := getattr(fetch, key):
+            fetch = fetch.model_copy(update={key: _from(at, place)})
     sources = corpus.source.model_copy(update=described)
     decontaminate = corpus.decontaminate
     decontaminate = decontaminate.model_copy(
@@ -338,6 +383,8 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
     dedup = corpus.dedup
     if dedup.across_sources != "off" and dedup.exact == dedup.perceptual == "off":
         raise BadRequest(f"{where}: dedup.across_sources needs dedup.exact or dedup.perceptual, both are off")
+    if corpus.fetch.consent and corpus.fetch.engine == "pmd":
+        raise BadRequest(f"{where}: fetch.consent is not read by our own engine yet; leave it out")
     if len(set(corpus.sources)) != len(corpus.sources):
         raise BadRequest(f"{where}: sources names a source twice: {', '.join(corpus.sources)}")
     return corpus

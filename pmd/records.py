@@ -53,13 +53,7 @@ class Reason(StrEnum):
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
     HTTP_OTHER = "http_other"
-    # The site's refusal (stage: download). Final, but for the second.
-    OPTOUT_ROBOTS = "optout_robots"
-    OPTOUT_ROBOTS_UNREACHABLE = "optout_robots_unreachable"  # no robots.txt to be had: taken as a no
-    OPTOUT_X_ROBOTS_TAG = "optout_x_robots_tag"
-    OPTOUT_TDM = "optout_tdm"  # a TDM reservation, in a header or in tdmrep.json
-    OPTOUT_AI_TXT = "optout_ai_txt"
-    OPTOUT_CONTENT_USAGE = "optout_content_usage"  # Content-Usage or Content-Signal
+    OPTOUT_X_ROBOTS_TAG = "optout_x_robots_tag"  # the site's refusal
     # The bytes
     BODY_LIMIT = "body_limit"
     BODY_TRUNCATED = "body_truncated"
@@ -69,8 +63,6 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_LIMIT = "decode_limit"
     DECODE_FAILED = "decode_failed"
-    DECODE_TIMEOUT = "decode_timeout"
-    DECODE_CRASH = "decode_crash"
     PLACEHOLDER = "placeholder"  # the host's picture that says that there is none
     # The picture (stage: filter)
     IMAGE_SMALL = "image_small"
@@ -90,7 +82,6 @@ TRANSIENT = frozenset(
         Reason.HTTP_429,
         Reason.HTTP_5XX,
         Reason.BODY_TRUNCATED,
-        Reason.OPTOUT_ROBOTS_UNREACHABLE,
     }
 )
 

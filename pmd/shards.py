@@ -4,6 +4,8 @@ tools.
     00042.tar       <key>.jpg <key>.json <key>.txt   <key>.jpg <key>.json <key>.txt   ...   zeros
     00042.parquet   one row per planned record, kept or not; the kept ones say where in the tar they lie
 
+(.png or .webp for .jpg, where a corpus stores these.)
+
 Samples lie in the order of key_hash(key), so a shard is a shuffled sample of its source and its bytes do not
 depend on who built it, in what order images arrived, or how often the build was killed. The tar is plain
 ustar with every changeable field fixed (time 0, owner 0, mode 0644): `webdataset`, `datasets`, GNU tar and
@@ -124,7 +126,7 @@ _FIXED_SUM = (
 )  # the checksum field counts as eight spaces
 
 
-_NAME = re.compile(rb"[a-z0-9][a-z0-9_-]*\.(jpg|json|txt)")  # no path, so it leads nowhere
+_NAME = re.compile(rb"[a-z0-9][a-z0-9_-]*\.(jpg|png|webp|json|txt)")  # no path, so it leads nowhere
 _SIZE = re.compile(rb"[0-7]{11}")  # never below zero, so a walk always gets on
 
 
@@ -172,12 +174,18 @@ class Shard:
 
 
 def write_shard(
-    tar: Path, index: Path, *, records: pa.Table, images: Iterable[bytes | None], fingerprint: str
+    tar: Path,
+    index: Path,
+    *,
+    records: pa.Table,
+    images: Iterable[bytes | None],
+    fingerprint: str,
+    image_format: str = "jpg",
 ) -> Shard:
     """Write one shard: the kept records' samples, then the index of all records.
 
     records: the INDEX columns but `caption`, in canonical order; a record whose status is "success" is kept.
-    images: one entry a record: its JPEG, or None where the record is not kept.
+    images: one entry a record: its file of the image_format, or None where the record is not kept.
     """
     offsets: list[int | None] = []
     sizes: list[int | None] = []
@@ -191,7 +199,7 @@ def write_shard(
                 sizes.append(None)
                 captions.append(None)
                 continue
-            offsets.append(writer.add(f"{sample.key}.jpg", image))
+            offsets.append(writer.add(f"{sample.key}.{image_format}", image))
             sizes.append(len(image))
             writer.add(f"{sample.key}.json", sample.json)
             writer.add(f"{sample.key}.txt", sample.caption.encode())
@@ -261,7 +269,7 @@ class Fault(NamedTuple):
     why: str
 
 
-def tar_faults(file: BinaryIO, index: pa.Table) -> Iterator[Fault]:
+def tar_faults(file: BinaryIO, index: pa.Table, image_format: str = "jpg") -> Iterator[Fault]:
     """Where a tar differs from what its (sound) index says: each damaged sample by key.
 
     Everything in a tar follows from the index but the image bytes, and of those the index has the hash: so
@@ -273,7 +281,7 @@ def tar_faults(file: BinaryIO, index: pa.Table) -> Iterator[Fault]:
         if sample is None:
             continue
         file.seek(at)
-        if file.read(BLOCK) != tar_header(f"{sample.key}.jpg", size) or at + BLOCK != offset:
+        if file.read(BLOCK) != tar_header(f"{sample.key}.{image_format}", size) or at + BLOCK != offset:
             yield Fault(sample.key, f"byte {at}: the header of its image is damaged")
         image = file.read(size)
         if hashlib.sha256(image).hexdigest() != sha256:

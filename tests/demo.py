@@ -60,6 +60,8 @@ max_aspect = 4.0
 [fetch]
 timeout_s = 10
 retries = 1
+per_host_rate = 1_000         # a web of our own bears more than others
+per_host_connections = 16
 connect_to = {{ {connect_to} }}
 ca_file = "ca.pem"
 """

@@ -65,6 +65,9 @@ max_aspect = 4.0
 [fetch]
 timeout_s = 5
 retries = 1
+per_host_rate = 10_000
+per_host_connections = 8
+patience_s = 5
 connect_to = {{ {connect} }}
 ca_file = {json.dumps(str(web.ca_file))}
 {extra}

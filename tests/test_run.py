@@ -1,5 +1,6 @@
 """The laws of pipelines/run.py, for tasks run here and for tasks run by a real Ray on this machine."""
 
+import asyncio
 import contextlib
 import ipaddress
 import itertools
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.run import ATTEMPTS, Done, Tell, Where, Workers, workers
+from pipelines.run import ATTEMPTS, Done, Shared, Tell, Where, Workers, task_name, workers
 from pmd.errors import BadRequest, Refused
 
 RAY_WORKERS = 2
@@ -229,6 +230,104 @@ def test_what_a_running_task_tells_is_heard_and_taken_back_when_it_begins_anew(
     assert done.error is None
     told = [entry for place, entry in enumerate(words) if place or entry[1] is not None]
     assert told == [("chatty", {"done": 1}), ("chatty", None), ("chatty", {"done": 2})]
+
+
+# What workers share
+
+
+class Tally:
+    """Counts, where all can see it."""
+
+    def __init__(self, restarted: bool) -> None:
+        self.restarted = restarted
+        self.counts: dict[str, int] = {}
+        self.dead: list[str] = []
+
+    def add(self, name: str, more: int = 1) -> int:
+        self.counts[name] = self.counts.get(name, 0) + more
+        return self.counts[name]
+
+    def die_once(self) -> bool:
+        if not self.restarted:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.restarted
+
+    def fail(self) -> None:
+        raise ValueError("not like this")
+
+    def forget(self, name: str) -> None:
+        self.dead.append(name)
+
+    def told(self) -> list[Any]:
+        return [self.counts, self.dead]
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    shared: Shared
+    method: str
+    arguments: tuple[Any, ...] = ()
+    marks: Path | None = None
+
+
+def call_once(call: Call, tell: Tell) -> Any:
+    return asyncio.run(call.shared.call(call.method, *call.arguments))
+
+
+def die_by_name(call: Call, tell: Tell) -> str:
+    """Its first attempt dies when it has left its name."""
+    assert call.marks is not None
+    mark = call.marks / "name"
+    if not mark.exists():
+        mark.write_text(task_name())
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task_name()
+
+
+def look(shared: Shared, method: str, until: Callable[[Any], bool]) -> Any:
+    give_up = time.monotonic() + 30
+    while not until(value := shared.look(method)):
+        assert time.monotonic() < give_up, value
+        time.sleep(0.01)
+    return value
+
+
+def test_a_shared_object_is_one_for_all_tasks_and_another_is_another(pool: Workers) -> None:
+    shared, other = pool.shared(Tally), pool.shared(Tally)
+    calls = [Call(f"{n}", shared, "add", ("a", n)) for n in range(10)]
+    calls += [Call("other", other, "add", ("a",))]
+    assert {done.error for done in pool.run(call_once, calls, heard=lambda task, word: None)} == {None}
+    assert look(shared, "told", lambda told: told is not None)[0] == {"a": 45}
+    assert look(other, "told", lambda told: told is not None)[0] == {"a": 1}
+    assert asyncio.run(shared.call("add", "a")) == 46, "the driver calls it too"
+
+
+def test_what_a_shared_object_raises_is_raised_by_who_calls(pool: Workers) -> None:
+    shared = pool.shared(Tally)
+    (done,) = pool.run(call_once, [Call("bad", shared, "fail")], heard=lambda task, word: None)
+    assert "not like this" in (done.error or "")
+
+
+def test_a_shared_object_that_is_lost_is_made_anew_and_called_again(on_ray: Workers) -> None:
+    shared = on_ray.shared(Tally)
+    first = [Call("first", shared, "add", ("a",))]
+    assert [done.value for done in on_ray.run(call_once, first, heard=lambda task, word: None)] == [1]
+    calls = [Call("deadly", shared, "die_once"), *(Call(f"{n}", shared, "add", ("b",)) for n in range(5))]
+    ends = {done.task.name: done for done in on_ray.run(call_once, calls, heard=lambda task, word: None)}
+    assert {name: end.error for name, end in ends.items()} == {name: None for name in ends}
+    assert ends["deadly"].value is True
+    counts, _ = look(shared, "told", lambda told: told is not None)
+    assert counts.keys() <= {"b"}, "what the first one knew is gone"
+
+
+def test_a_shared_object_is_told_of_a_worker_that_died(on_ray: Workers, tmp_path: Path) -> None:
+    shared = on_ray.shared(Tally)
+    call = Call("struck", shared, "add", marks=tmp_path)
+    (done,) = on_ray.run(die_by_name, [call], heard=lambda task, word: None)
+    dead = (tmp_path / "name").read_text()
+    assert done.value != dead, "each attempt has its own"
+    assert look(shared, "told", lambda told: told is not None and told[1])[1] == [dead]
 
 
 # Ray itself

@@ -17,10 +17,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.web import BEHAVIOUR, Fault, Web
+from tests.web import BEHAVIOUR, PORT_BEHAVIOUR, Fault, PortFault, Web
 
 HOST = "images.example"
 PICTURE = bytes(range(256)) * 40  # 10,240 bytes; what they mean does not matter here
@@ -219,6 +220,9 @@ def test_a_fault_by_prefix_yields_to_that_of_the_path_and_leaves_other_paths_alo
 
 def test_every_fault_has_a_behaviour() -> None:
     assert set(BEHAVIOUR) == set(Fault)
+    # One has nobody to act, the others but another certificate.
+    names = ("closed", "expired", "wrong_name", "self_signed", "unknown_authority")
+    assert {*PORT_BEHAVIOUR, *map(PortFault, names)} == {*PortFault}
 
 
 def test_a_fault_that_lacks_its_page_fails_the_test_that_ordered_it() -> None:
@@ -450,6 +454,277 @@ def test_a_redirect_chain_has_its_hops_and_ends_at_the_page(web: Web) -> None:
     with pytest.raises(urllib.error.HTTPError, match="infinite loop") as loop:
         urllib.request.urlopen(f"http://{web.http}/a.jpg", timeout=5)
     loop.value.close()
+
+
+# What is sent against the rules
+
+
+def first_bytes(web: Web, fault: Fault, *, count: int = 300, **how: Any) -> bytes:
+    """The first that comes of a fault; fewer where it ends before. The page is b"PAGE"."""
+    web.serve(HOST, "/a.jpg", b"PAGE")
+    web.fault(HOST, "/a.jpg", fault, **how)
+    got = b""
+    with Client(web, timeout_s=0.4) as client:
+        client.sock.sendall(f"GET /a.jpg HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        with suppress(TimeoutError):
+            while len(got) < count and (part := client.sock.recv(count - len(got))):
+                got += part
+    return got
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+SENT: dict[Fault, bytes] = {  # exactly
+    Fault.HEAD_CUT: b"HTTP/1.1 200 OK\r\nContent-Type: ima",
+    Fault.HEAD_STALL: b"HTTP/1.1 200 OK\r\nContent-Type: ima",
+    Fault.HTTP_09: b"PAGE",
+    Fault.HTTP_10: b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\nPAGE",
+    Fault.LF_ALONE: b"HTTP/1.1 200 OK\nContent-Type: image/jpeg\nContent-Length: 4\n\nPAGE",
+    Fault.NUL_IN_FIELD: HEAD + b"ETag: a\0b\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.CR_IN_FIELD: HEAD + b"ETag: a\rX-Robots-Tag: all\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.FOLDED_FIELD: HEAD + b"ETag: a\r\n b\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.SPACE_BEFORE_COLON: HEAD + b"ETag : a\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.NO_COLON: HEAD + b"ETag\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.NO_NAME: HEAD + b": a\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.STALL: HEAD + b"Content-Length: 4\r\nConnection: close\r\n\r\nPA",
+    Fault.TRUNCATED_CLOSE: HEAD + b"Connection: close\r\n\r\nPA",
+    Fault.LENGTH_SHORT: HEAD + b"Content-Length: 2\r\n\r\nPAGE",
+    Fault.LENGTH_TWICE: HEAD + b"Content-Length: 4\r\nContent-Length: 2\r\n\r\nPAGE",
+    Fault.LENGTH_REPEATED: HEAD + b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nPAGE",
+    Fault.LENGTH_NEGATIVE: HEAD + b"Content-Length: -4\r\n\r\nPAGE",
+    Fault.LENGTH_PLUS: HEAD + b"Content-Length: +4\r\n\r\nPAGE",
+    Fault.LENGTH_WORD: HEAD + b"Content-Length: many\r\n\r\nPAGE",
+    Fault.LENGTH_EMPTY: HEAD + b"Content-Length: \r\n\r\nPAGE",
+    Fault.LENGTH_HUGE: HEAD + b"Content-Length: 1000000000000000000\r\n\r\nPAGE",
+    Fault.LENGTH_OVERFLOW: HEAD + b"Content-Length: 18446744073709551620\r\n\r\nPAGE",
+    Fault.LENGTH_AND_CHUNKED: HEAD
+    + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nPAGE\r\n0\r\n\r\n",
+    Fault.MORE_BYTES: HEAD + b"Content-Length: 4\r\n\r\nPAGE\r\nand more",
+    Fault.TINY_CHUNKS: HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n1\r\nP\r\n1\r\nA\r\n1\r\nG\r\n1\r\nE\r\n0\r\n\r\n",
+    Fault.TRUNCATED_CHUNK: HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nPA",
+    Fault.CHUNK_SIZE_WORD: HEAD + b"Transfer-Encoding: chunked\r\n\r\nmany\r\nPAGE",
+    Fault.CHUNK_SIZE_NEGATIVE: HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\nPAGE",
+    Fault.CHUNK_SIZE_HUGE: HEAD + b"Transfer-Encoding: chunked\r\n\r\n7fffffffffffffff\r\nPAGE",
+    Fault.CHUNK_SIZE_OVERFLOW: HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n10000000000000004\r\nPAGE\r\n0\r\n\r\n",
+    Fault.CHUNK_TOO_LONG: HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nPAGE",
+    Fault.TWICE_CHUNKED: HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n4\r\nPAGE\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("fault", SENT)
+def test_a_short_fault_sends_just_these_bytes(web: Web, fault: Fault) -> None:
+    assert first_bytes(web, fault) == SENT[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "begins", "goes_on"),
+    [
+        (Fault.ENDLESS_STATUS_LINE, b"HTTP/1.1 200 OKOK", b"OKOKOK"),
+        (Fault.ENDLESS_PROVISIONAL, b"HTTP/1.1 100 Continue\r\n\r\nHTTP", b"100 Continue\r\n\r\nHTTP"),
+        (Fault.ENDLESS_FIELD, HEAD + b"X: xxx", b"xxx"),
+        (Fault.ENDLESS_HEAD, HEAD + b"X: y\r\nX: y\r\n", b"X: y\r\nX"),
+        (Fault.ENDLESS_EXTENSION, HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;xxx", b"xxx"),
+        (
+            Fault.ENDLESS_TRAILERS,
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: y\r\n",
+            b"X: y",
+        ),
+        (Fault.ENDLESS_TINY_CHUNKS, HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n1", b"1\r\nx\r\n"),
+        (Fault.REDIRECT_ENDLESS, b"HTTP/1.1 302 Found\r\nLocation: /a.jpg?", b"\0\0"),
+        (Fault.SLOW_PROVISIONAL, b"HTTP/1.1 102 Processing\r\n\r\nHTTP", b""),
+    ],
+)
+def test_an_endless_fault_goes_on_until_the_client_leaves(
+    web: Web, fault: Fault, begins: bytes, goes_on: bytes
+) -> None:
+    got = first_bytes(web, fault, count=300_000 if goes_on else 60)
+    assert got.startswith(begins) and goes_on in got[-100:] and len(got) >= 54
+    assert fault is Fault.SLOW_PROVISIONAL or len(got) == 300_000
+    while web.open_connections:  # it noticed
+        time.sleep(0.01)
+
+
+def test_heads_are_as_large_as_ordered(web: Web) -> None:
+    large = first_bytes(web, Fault.LARGE_HEAD, count=10**6, size=100_000).partition(b"\r\n\r\n")[0]
+    assert 99_000 < len(large) < 101_000 and max(map(len, large.split(b"\r\n"))) < 1_001
+    many = first_bytes(web, Fault.MANY_FIELDS, count=10**6, size=5_000).partition(b"\r\n\r\n")[0]
+    assert many.count(b"\r\nX: y") == 5_000
+    assert b"\x1b[31mred" in first_bytes(web, Fault.ESC_IN_FIELD)
+    web.fault(HOST, "/a.jpg", Fault.HEAD_DRIP, interval=0.0)
+    assert fetch(web) == (200, b"PAGE", "image/jpeg")
+
+
+def test_other_protocols_are_what_they_say(web: Web) -> None:
+    assert first_bytes(web, Fault.HTTP_2)[:9] == b"\0\0\x0c\x04\0\0\0\0\0"  # SETTINGS, 12 bytes, stream 0
+    assert len(first_bytes(web, Fault.HTTP_2)) == 9 + 12
+    assert first_bytes(web, Fault.SWITCHING).startswith(b"HTTP/1.1 101 ")
+    answers = [b"HTTP/1.1 %d" % status for status in (100, 102, 103, 200)]
+    assert [line for line in first_bytes(web, Fault.PROVISIONAL).split(b"\r\n") if b"HTTP/1.1" in line] == [
+        line + (b" OK" if line.endswith(b"200") else b" ") for line in answers
+    ]
+
+
+def test_answers_that_nobody_asked_for_come_at_once_or_later(web: Web) -> None:
+    for fault in (Fault.TWO_RESPONSES, Fault.LATE_RESPONSE):
+        got = first_bytes(web, fault, seconds=0.05)
+        assert got.count(b"HTTP/1.1 200 OK") == 2 and got.endswith(b"GIF89a, or so it seems")
+
+
+def test_a_status_can_come_alone_or_with_the_page(web: Web) -> None:
+    assert first_bytes(web, Fault.STATUS_ALONE, status=206) == b"HTTP/1.1 206 Partial Content\r\n\r\n"
+    assert first_bytes(web, Fault.STATUS_WITH_PAGE, status=206).endswith(b"\r\n\r\nPAGE")
+
+
+def test_a_part_of_a_page_can_be_as_long_as_ordered(web: Web) -> None:
+    for fault in (Fault.TRUNCATED, Fault.TRUNCATED_CHUNK, Fault.TRUNCATED_CLOSE):
+        assert first_bytes(web, fault, size=3).endswith(b"\nPAG")
+
+
+UNPACKED = {  # what it says it is packed with, and what unpacks it
+    Fault.DEFLATE: ("deflate", zlib.decompress),
+    Fault.DEFLATE_BARE: ("deflate", lambda body: zlib.decompress(body, wbits=-15)),
+    Fault.GZIP_TWICE: ("gzip, gzip", lambda body: gzip.decompress(gzip.decompress(body))),
+    Fault.GZIP_INSIDE: ("gzip", lambda body: gzip.decompress(gzip.decompress(body))),
+    Fault.GZIP_AND_MORE: ("gzip", lambda body: gzip.decompress(body.removesuffix(b"and more"))),
+    Fault.GZIP_NOT: ("gzip", lambda body: body),
+    Fault.BROTLI: ("br", lambda body: body),
+    Fault.ENCODING_UNKNOWN: ("x-own", lambda body: body),
+    Fault.TRANSFER_GZIP: (None, gzip.decompress),
+}
+
+
+@pytest.mark.parametrize("fault", UNPACKED)
+def test_a_packed_page_is_packed_as_it_says_or_does_not(web: Web, fault: Fault) -> None:
+    encoding, unpack = UNPACKED[fault]
+    head, _, body = first_bytes(web, fault).partition(b"\r\n\r\n")
+    said = [line[18:].decode() for line in head.split(b"\r\n") if line.startswith(b"Content-Encoding")]
+    assert said == ([encoding] if encoding else []) and unpack(body) == b"PAGE"
+
+
+@pytest.mark.parametrize("fault", [Fault.GZIP_CUT, Fault.GZIP_WRONG_SUM, Fault.GZIP_AND_MORE])
+def test_gzip_that_is_damaged_is_damaged(web: Web, fault: Fault) -> None:
+    body = first_bytes(web, fault).partition(b"\r\n\r\n")[2]
+    with pytest.raises((EOFError, gzip.BadGzipFile)):
+        gzip.decompress(body)
+
+
+def test_gzip_of_nothing_and_in_six_layers(web: Web) -> None:
+    assert gzip.decompress(first_bytes(web, Fault.GZIP_EMPTY).partition(b"\r\n\r\n")[2]) == b""
+    body = first_bytes(web, Fault.GZIP_SIX_TIMES, count=2_000).partition(b"\r\n\r\n")[2]
+    for _ in range(6):
+        body = gzip.decompress(body)
+    assert body == b"PAGE"
+
+
+@pytest.mark.parametrize(("fault", "wbits"), [(Fault.BOMB_DEFLATE, 15), (Fault.BOMB_DEFLATE_BARE, -15)])
+def test_bombs_come_in_zlib_too(web: Web, fault: Fault, wbits: int) -> None:
+    web.fault(HOST, "/a.jpg", fault, size=5_000_000)
+    _, body, _ = fetch(web)
+    assert len(zlib.decompress(body, wbits=wbits)) == 5_000_000 > 100 * len(body)
+
+
+def test_a_zstd_bomb_is_one_frame_of_runs(web: Web) -> None:
+    web.fault(HOST, "/a.jpg", Fault.BOMB_ZSTD, size=1 << 20)
+    _, body, _ = fetch(web)
+    assert body[:4] == b"\x28\xb5\x2f\xfd" and len(body) == 6 + 8 * 4
+    runs = [int.from_bytes(body[at : at + 3], "little") for at in range(6, len(body), 4)]
+    assert sum(run >> 3 for run in runs) == 1 << 20
+    assert [run >> 1 & 3 for run in runs] == [1] * 8 and [run & 1 for run in runs] == [0] * 7 + [1]
+
+
+def test_pages_that_are_no_pictures_say_what_they_are(web: Web) -> None:
+    seen = {}
+    for fault in (Fault.JSON_200, Fault.XML_200, Fault.SVG_200, Fault.META_REFRESH):
+        web.fault(HOST, "/a.jpg", fault, to="b.jpg")
+        status, body, kind = fetch(web)
+        seen[kind] = (status, body[:5])
+    assert seen == {
+        "application/json": (200, b'{"err'),
+        "application/xml": (200, b"<?xml"),
+        "image/svg+xml": (200, b"<svg "),
+        "text/html; charset=utf-8": (200, b"<!doc"),
+    }
+    assert b"url=b.jpg" in fetch(web)[1]
+    web.fault(HOST, "/a.jpg", Fault.WRONG_TYPE, content_type="video/mp4")
+    assert fetch(web) == (200, PICTURE, "video/mp4")
+
+
+# Ports
+
+
+def at_port(web: Web, host: str, port: int) -> socket.socket:
+    address, number = web.connect_to[f"{host}:{port}"].split(":")
+    return socket.create_connection((address, int(number)), timeout=2)
+
+
+def test_a_port_fault_is_for_this_port_of_this_host_alone(web: Web) -> None:
+    web.port_fault("bad.example", PortFault.SILENT, port=80)
+    web.port_fault("bad.example", PortFault.CLOSED)
+    assert set(web.connect_to) == {"*:80", "*:443", "bad.example:80", "bad.example:443"}
+    with at_port(web, "bad.example", 80) as sock:
+        sock.settimeout(0.2)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        at_port(web, "bad.example", 443)
+    assert fetch(web)[1] == fetch(web, tls=True)[1] == PICTURE
+    assert web.count("bad.example") == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (PortFault.HANGS_UP, b""),
+        (PortFault.SPEAKS_FIRST, b"220 mail.example ESMTP"),
+        (PortFault.PLAIN, b"HTTP/1.1 400 Bad Requ"),
+        (PortFault.ALERT, b"\x15\x03\x03\0\x02\x02\x28"),
+        (PortFault.CUT_HANDSHAKE, b"\x16\x03\x03\0\x7a\x02\0\0\x76"),
+        (PortFault.TLS_1_0, b"\x16\x03\x01\0\x2a\x02\0\0\x26\x03\x01"),
+    ],
+)
+def test_a_port_says_this_and_no_more(web: Web, fault: PortFault, said: bytes) -> None:
+    web.port_fault("bad.example", fault)
+    with at_port(web, "bad.example", 443) as sock:
+        if fault is not PortFault.HANGS_UP:
+            sock.sendall(b"hello")
+        assert sock.recv(len(said) or 1) == said
+
+
+def test_a_port_that_resets_resets(web: Web) -> None:
+    web.port_fault("bad.example", PortFault.RESETS)
+    with pytest.raises(ConnectionResetError), at_port(web, "bad.example", 443) as sock:
+        sock.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (PortFault.EXPIRED, "certificate has expired"),
+        (PortFault.WRONG_NAME, "Hostname mismatch"),
+        (PortFault.SELF_SIGNED, "self-signed certificate"),
+        (PortFault.UNKNOWN_AUTHORITY, "unable to get local issuer"),
+        (PortFault.TLS_1_0, "UNSUPPORTED_PROTOCOL"),
+        (PortFault.TLS_1_1, "UNSUPPORTED_PROTOCOL"),
+    ],
+)
+def test_bad_tls_is_refused_for_its_own_reason_and_for_no_other(web: Web, fault: PortFault, why: str) -> None:
+    web.port_fault("bad.example", fault)
+    trusting = ssl.create_default_context(cafile=str(web.ca_file))
+    with at_port(web, "bad.example", 443) as sock, pytest.raises(ssl.SSLError, match=why):
+        trusting.wrap_socket(sock, server_hostname="bad.example")
+    if fault in PORT_BEHAVIOUR:
+        return
+    web.serve("bad.example", "/", PICTURE)
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    with (
+        at_port(web, "bad.example", 443) as sock,
+        blind.wrap_socket(sock, server_hostname="bad.example") as tls,
+    ):
+        tls.sendall(b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n")
+        assert tls.recv(15) == b"HTTP/1.1 200 OK"
 
 
 # Clients that misbehave, and the end

@@ -2,13 +2,14 @@
 
     fetch -+-> attempt -> hop -> hop -> body     redirects are followed here, so that each hop is checked
            |      |        |
-           |      |        +- a slot of its host, a slot of ours; then the clock runs
-           |      +- transient failure: a pause, without slots
+           |      |        +- its host's turn, which all workers share (budget.py); then the clock runs
+           |      +- transient failure: a pause, in which others are asked
            +<-----+
 
 Nothing that a server does raises: it ends as a Reason, within a deadline and in bounded memory. The sizes of
-header and body are limited before and while they are read, a body is unpacked at most once, the body of a
-redirect or of an error is never read, and no cookie, referrer or credential is ever sent.
+header and body are limited before and while they are read, a body that crawls is given up, it is unpacked at
+most once, the body of a redirect or of an error is never read, and no cookie, referrer or credential is ever
+sent.
 """
 
 import asyncio
@@ -18,29 +19,31 @@ import re
 import ssl
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, cast
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from pmd.errors import BadRequest, PmdError
-from pmd.fetch.address import AddressPolicy, BlockedAddress, GuardedConnector
+from pmd.fetch.address import AddressPolicy, BlockedAddress, LookupFailed, is_temporary
+from pmd.fetch.budget import Budget, HostDown, Share, retry_after_s
+from pmd.fetch.connection import HEAD_BYTES, HEAD_FIELDS, BoundedConnector, Progress, progress
+from pmd.fetch.placeholders import known_placeholders
 from pmd.fetch.url import BadUrl, follow, read_url
 from pmd.manifest import FetchSpec
 from pmd.records import TRANSIENT, Reason
 
 MAX_REDIRECTS = 5
-HEADER_BYTES = 16_384  # of one field
-HEADER_FIELDS = 128
+PACE_S = 5.0  # how often it is looked at whether a body still comes at [fetch] min_bytes_per_s
+UNPACKED_BLOCK = 1 << 18  # bytes that are unpacked at a time
 # Between two attempts, in s: anything up to FIRST_PAUSE, then up to twice as much each time.
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
-LONGEST_RETRY_AFTER = 30.0  # whoever asks to be left alone for longer is left alone
 
 # What is kept of a response's header, for the fetch log and for whoever reads opt-outs.
 KEPT_HEADERS = (
@@ -68,9 +71,10 @@ class Answer:
     status: int | None = None  # of the last response, if there was one
     detail: str = ""  # the exact cause, for the fetch log; may differ from run to run
     final_url: str = ""  # the last one asked
-    attempts: int = 1
+    attempts: int = 1  # 0: its host was not to be asked
     seconds: float = 0.0  # with all waiting
     headers: Mapping[str, str] = field(default_factory=dict[str, str])  # of KEPT_HEADERS, names in lower case
+    worth_asking: bool = True  # again, soon, after a transient failure
 
     def __post_init__(self) -> None:
         assert (self.body is None) != (self.reason is None), self
@@ -102,60 +106,77 @@ MESSAGES = {
     Reason.BODY_TRUNCATED: "body cut short",
     Reason.BODY_EMPTY: "empty body",
     Reason.BAD_ENCODING: "body packed in a way that is not unpacked",
+    Reason.PLACEHOLDER: "a picture that says that there is none",
 }
 
 
 class Client:
     """Fetches, many at a time. Use as an async context; keeps connections alive between fetches."""
 
-    def __init__(self, spec: FetchSpec) -> None:
-        """Raises BadRequest where the spec cannot be followed."""
+    def __init__(self, spec: FetchSpec, share: Share | None = None) -> None:
+        """share: of what hosts bear from all workers of a run; without one, it is all this client's.
+
+        Raises BadRequest where the spec cannot be followed.
+        """
         self.requests = 0  # begun, redirects and further attempts counted
         self._spec = spec
+        self._policy = AddressPolicy.of(spec)
         self._open_session = session_opener(spec)
-        self._slots = asyncio.Semaphore(spec.connections)
-        self._hosts: dict[str, _HostSlots] = {}
+        self._given = share
+        self._opened = AsyncExitStack()
+        self._placeholders = known_placeholders()
 
     async def __aenter__(self) -> Self:
         self._session = self._open_session()
+        self._connector = cast("BoundedConnector", self._session.connector)
+        self._share = self._given or await self._opened.enter_async_context(_share_alone(self._spec))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._opened.aclose()
         await self._session.close()
 
     async def fetch(self, url: str) -> Answer:
         """Ask for a URL, again after a transient failure, and say how it ended.
 
-        Each attempt has spec.timeout_s for itself: looking up names, all redirects, to the last byte. Waiting
-        for a free slot and pausing between attempts do not count. Raises PmdError where this machine is at
+        Each attempt has spec.timeout_s for itself: looking up names, all redirects, to the last byte. To wait
+        for the host's turn to pause between attempts do not count. Raises PmdError where this machine is at
         its end, so that its rows are not blamed on the web.
         """
         begun = time.monotonic()
-        attempts = 1
-        answer = await self._attempt(url)
-        while answer.reason in TRANSIENT and attempts <= self._spec.retries:
-            pause = _pause(attempts, answer)
-            if pause is None:
+        attempts = 0
+        answer: Answer | None = None
+        while answer is None or (
+            answer.reason in TRANSIENT and answer.worth_asking and attempts <= self._spec.retries
+        ):
+            if attempts:
+                # At random over the whole span: a host that fell over is not asked by all its rows at one
+                # moment. What the host itself asks for in Retry-After is its budget's matter.
+                longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))
+                await asyncio.sleep(random.uniform(0, longest))
+            try:
+                answer = await self._attempt(url)
+            except HostDown as down:
+                answer = answer or Answer(None, down.reason, detail=str(down))
                 break
-            await asyncio.sleep(pause)
             attempts += 1
-            answer = await self._attempt(url)
         return replace(answer, attempts=attempts, seconds=time.monotonic() - begun)
 
     async def _attempt(self, text: str) -> Answer:
+        """Raises HostDown."""
         left = self._spec.timeout_s
         asked: list[str] = []
         reply = _Reply()
         try:
             url = read_url(text)
             while True:
+                if name := self._placeholders.at(url):
+                    raise _Failure(Reason.PLACEHOLDER, f"{name}: {url}")
                 asked.append(str(url))
-                async with self._slot(url.raw_host or ""):
-                    begun = time.monotonic()
-                    reply = await self._hop(url, left)
-                    left -= time.monotonic() - begun
+                reply = await self._asked(url, left)
+                left -= reply.seconds
                 if reply.location is None:
                     break
                 url = _redirected(url, reply.location)
@@ -172,53 +193,89 @@ class Client:
             detail=clean(reply.detail),
             final_url=asked[-1] if asked else "",
             headers=reply.headers,
+            worth_asking=reply.worth_asking,
         )
+
+    async def _asked(self, url: URL, time_left: float) -> "_Reply":
+        """One hop, when it is its host's turn."""
+        host = url.raw_host or ""
+        begun = time.monotonic()
+        try:
+            addresses = await self._addresses(host, url.port or 0, time_left)
+            looked_up = time.monotonic() - begun
+            async with self._share.slot(host, addresses=addresses) as slot:
+                begun = time.monotonic()
+                reply = await self._hop(url, time_left - looked_up)
+                slot.ended(reply.reason, retry_after_s=_asked_for(reply))
+                return replace(reply, seconds=looked_up + time.monotonic() - begun)
+        except TimeoutError:
+            return _Reply(Reason.TIMEOUT, self._over("looking up the name", url))
+        except (BlockedAddress, LookupFailed) as error:
+            return _Reply(reason_of(error), f"{host}: {error}", worth_asking=is_temporary(error))
+
+    async def _addresses(self, host: str, port: int, time_left: float) -> tuple[str, ...]:
+        """Of a host, so that hosts of one address are counted together; a mirror's are not counted. Waits for
+        the end of an outage of the name servers. Raises BlockedAddress, LookupFailed, TimeoutError.
+        """
+
+        async def look_up() -> tuple[str, ...]:
+            async with asyncio.timeout(time_left):
+                return await self._connector.addresses_of(host, port)
+
+        if self._policy.mapped(host, port):
+            return ()
+        if host.startswith("[") or host.replace(".", "").isdecimal():
+            return await look_up()  # an address, of which no name server is asked
+        return await self._share.look_up(host, look_up)
 
     async def _hop(self, url: URL, time_left: float) -> "_Reply":
         """Ask once, for `time_left` s at most."""
         reply = _Reply()
         self.requests += 1
+        reached = Progress()
+        progress.set(reached)
         try:
             async with (
                 asyncio.timeout(time_left),
                 self._session.get(url, allow_redirects=False) as response,
             ):
+                reached.stage = "in the body"
                 reply = _Reply(status=response.status, headers=_kept(response))
                 if response.status in (301, 302, 303, 307, 308):
                     return replace(reply, location=response.headers.get("Location", ""))
                 if refusal := _refusal(response.status):
                     raise _Failure(refusal, f"HTTP {response.status}")
-                return replace(reply, body=await _body(response, limit=self._spec.max_bytes))
+                body = await _body(response, self._spec)
+                if name := self._placeholders.of(body):
+                    raise _Failure(Reason.PLACEHOLDER, f"{name}: the bytes of {url}")
+                return replace(reply, body=body)
         except _Failure as failure:
             return replace(reply, reason=failure.reason, detail=str(failure))
         except TimeoutError:
-            return replace(reply, reason=Reason.TIMEOUT, detail=f"at {url}")
+            return replace(reply, reason=Reason.TIMEOUT, detail=self._over(reached.stage, url))
         except (aiohttp.ClientError, HttpProcessingError, BlockedAddress, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise PmdError(
                     f"no more open files for connections ({error.strerror}): raise `ulimit -n`, or lower "
                     f"connections in [fetch], which is {self._spec.connections}"
                 ) from error
-            return replace(reply, reason=reason_of(error), detail=f"{type(error).__name__}: {error}")
+            cause = f"{type(error).__name__} {reached.stage}: {error}"
+            return replace(reply, reason=reason_of(error), detail=cause)
 
-    @asynccontextmanager
-    async def _slot(self, host: str) -> AsyncGenerator[None]:
-        """One of the host's connections, then one of ours: who waits for a busy host holds nothing else."""
-        waiting = self._hosts.setdefault(host, _HostSlots(self._spec.per_host_connections))
-        waiting.users += 1
-        try:
-            async with waiting.slots, self._slots:
-                yield
-        finally:
-            waiting.users -= 1
-            if not waiting.users:
-                del self._hosts[host]  # there are millions of hosts
+    def _over(self, stage: str, url: URL) -> str:
+        return f"not complete within {self._spec.timeout_s:g} s: {stage}, at {url}"
 
 
-class _HostSlots:
-    def __init__(self, connections: int) -> None:
-        self.slots = asyncio.Semaphore(connections)
-        self.users = 0  # in a slot, or waiting for one
+@asynccontextmanager
+async def _share_alone(spec: FetchSpec) -> AsyncGenerator[Share]:
+    """Of a budget that nobody else asks."""
+    budget = Budget(spec)
+
+    async def call(method: str, *arguments: Any) -> Any:
+        return getattr(budget, method)(*arguments)
+
+    async with Share(call, spec) as share:
+        yield share
 
 
 def session_opener(spec: FetchSpec) -> Callable[[], aiohttp.ClientSession]:
@@ -227,24 +284,33 @@ def session_opener(spec: FetchSpec) -> Callable[[], aiohttp.ClientSession]:
     Raises BadRequest where the spec cannot be followed.
     """
     policy = AddressPolicy.of(spec)
-    if not (spec.user_agent.isascii() and spec.user_agent.isprintable()):
-        raise BadRequest(f"[fetch] user_agent: {spec.user_agent!r} is not plain ASCII text")
+    name = user_agent(spec)
     try:
         tls = ssl.create_default_context(cafile=spec.ca_file)
     except OSError as error:
         raise BadRequest(f"[fetch] ca_file: {spec.ca_file}: {error}") from None
     tls.set_alpn_protocols(["http/1.1"])
     return lambda: aiohttp.ClientSession(
-        connector=GuardedConnector(policy, tls=tls, lookups=spec.connections),
-        headers={"User-Agent": spec.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
+        connector=BoundedConnector(policy, tls=tls, lookups=spec.connections),
+        headers={"User-Agent": name, "Accept": "*/*", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the deadline is ours
         auto_decompress=False,
         trust_env=False,
-        max_line_size=HEADER_BYTES,
-        max_field_size=HEADER_BYTES,
-        max_headers=HEADER_FIELDS,
+        max_line_size=HEAD_BYTES,
+        max_field_size=HEAD_BYTES,
+        max_headers=HEAD_FIELDS,
     )
+
+
+def user_agent(spec: FetchSpec) -> str:
+    """Who we say we are: the name, and behind it whom to write to. Raises BadRequest."""
+    for key, value in (("user_agent", spec.user_agent), ("contact", spec.contact)):
+        if not (value.isascii() and value.isprintable()):
+            raise BadRequest(f"[fetch] {key}: {value!r} is not plain ASCII text")
+    if set(spec.contact) & set("()\\"):
+        raise BadRequest(f"[fetch] contact: {spec.contact!r} goes between brackets and may have none itself")
+    return f"{spec.user_agent} (+{spec.contact})" if spec.contact else spec.user_agent
 
 
 @dataclass(frozen=True)
@@ -257,6 +323,8 @@ class _Reply:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes | None = None
     location: str | None = None  # where a redirect leads, as it says; empty where it does not
+    worth_asking: bool = True  # again, soon, after a transient failure
+    seconds: float = 0.0  # without waiting for the host's turn
 
 
 class _Failure(Exception):
@@ -301,6 +369,8 @@ def reason_of(error: Exception) -> Reason:
     match error:
         case BlockedAddress():
             return Reason.BLOCKED_ADDRESS
+        case LookupFailed():
+            return Reason.DNS_FAILED
         case aiohttp.ClientConnectorDNSError():
             return Reason.DNS_FAILED
         case aiohttp.ClientSSLError() | ssl.SSLError():
@@ -318,18 +388,11 @@ def reason_of(error: Exception) -> Reason:
             return Reason.PROTOCOL_ERROR
 
 
-def _pause(attempts: int, answer: Answer) -> float | None:
-    """How long to wait after so many attempts, in s; None: no use in asking again now.
-
-    At random over the whole span: a host that fell over is not asked by all its rows at one moment.
-    """
-    pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1)))
-    asked_for = answer.headers.get("retry-after", "")
-    if answer.status in (429, 503) and asked_for.isdecimal() and asked_for.isascii():
-        if float(asked_for) > LONGEST_RETRY_AFTER:
-            return None
-        return max(pause, float(asked_for))
-    return pause
+def _asked_for(reply: "_Reply") -> float | None:
+    """How long the host wants not to be asked, s."""
+    if reply.status not in (429, 503):
+        return None
+    return retry_after_s(reply.headers.get("retry-after", ""))
 
 
 def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
@@ -345,19 +408,24 @@ def clean(text: str) -> str:
 # The body
 
 
-async def _body(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
-    """All of it, unpacked, of at most `limit` bytes packed and unpacked. Raises _Failure."""
+async def _body(response: aiohttp.ClientResponse, spec: FetchSpec) -> bytes:
+    """All of it, unpacked, of at most max_bytes packed and unpacked. Raises _Failure."""
+    limit = spec.max_bytes
     encoding = ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower()
     unpack = None if encoding in ("", "identity") else _Unpack(encoding, limit)
     if (response.content_length or 0) > limit:
         raise _Failure(Reason.BODY_LIMIT, f"Content-Length {response.content_length}")
     parts: list[bytes] = []
     received = 0
-    async for part in response.content.iter_any():
+    pace = _Pace(spec.min_bytes_per_s)
+    while part := await pace.read(response.content):
         received += len(part)
         if received > limit:
             raise _Failure(Reason.BODY_LIMIT, f"more than {limit} bytes")
-        parts.append(unpack(part) if unpack else part)
+        if unpack:
+            parts.extend(unpack(part))
+        else:
+            parts.append(part)
     if unpack and received and not unpack.complete:
         raise _Failure(Reason.BODY_TRUNCATED, f"{encoding} ends early")
     body = b"".join(parts)
@@ -366,31 +434,73 @@ async def _body(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
     return body
 
 
+class _Pace:
+    """Reads a body for as long as it comes fast enough. Each PACE_S is taken for itself: who has sent much
+    may not stop for long either.
+    """
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._clock = asyncio.get_running_loop().time
+        self._all = 0  # that were read
+        self._begin()
+
+    def _begin(self) -> None:
+        self._until = self._clock() + PACE_S
+        self._received = 0
+
+    async def read(self, content: aiohttp.StreamReader) -> bytes:
+        """What has come; nothing at the end. Raises _Failure."""
+        while True:
+            # What is there needs no timer, which costs as much as the read.
+            is_there = content.total_bytes > self._all or content.is_eof()
+            try:
+                async with asyncio.timeout_at(None if is_there else self._until):
+                    part = await content.readany()
+                if not part:
+                    return part
+            except TimeoutError:
+                part = b""
+            self._all += len(part)
+            self._received += len(part)
+            if self._clock() >= self._until:
+                if self._received < self._bytes_per_s * PACE_S:
+                    slow = f"{self._received} bytes of the body in {PACE_S:g} s, below min_bytes_per_s"
+                    raise _Failure(Reason.TIMEOUT, slow)
+                self._begin()
+            if part:
+                return part
+
+
 class _Unpack:
     """One layer of gzip or deflate, which some servers send unasked. Never makes more than `limit` bytes."""
 
     def __init__(self, encoding: str, limit: int) -> None:
         if encoding not in ("gzip", "x-gzip", "deflate"):
             raise _Failure(Reason.BAD_ENCODING, f"Content-Encoding {encoding}")
-        self._left = limit
+        self._left = self._limit = limit
         self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)  # gzip
         self._undecided = encoding == "deflate"
 
-    def __call__(self, packed: bytes) -> bytes:
+    def __call__(self, packed: bytes) -> Iterator[bytes]:
+        """What the packed bytes make, block by block: to make a large piece, zlib holds it twice."""
         if self._undecided:
             # By the book it is zlib, whose first byte ends in 8; some servers send it bare.
             self._undecided = False
             self._inflater = zlib.decompressobj(zlib.MAX_WBITS if packed[0] & 15 == 8 else -zlib.MAX_WBITS)
-        try:
-            unpacked = self._inflater.decompress(packed, self._left + 1)
-        except zlib.error as error:
-            raise _Failure(Reason.BAD_ENCODING, str(error)) from None
-        self._left -= len(unpacked)
-        if self._left < 0:
-            raise _Failure(Reason.BODY_LIMIT, "too many bytes once unpacked")
-        if self._inflater.unused_data:
-            raise _Failure(Reason.BAD_ENCODING, "more bytes after the end of the packed ones")
-        return unpacked
+        unpacked = b""
+        while packed or len(unpacked) == UNPACKED_BLOCK:
+            try:
+                unpacked = self._inflater.decompress(packed, UNPACKED_BLOCK)
+            except zlib.error as error:
+                raise _Failure(Reason.BAD_ENCODING, str(error)) from None
+            self._left -= len(unpacked)
+            if self._left < 0:
+                raise _Failure(Reason.BODY_LIMIT, f"more than {self._limit} bytes once unpacked")
+            if self._inflater.unused_data:
+                raise _Failure(Reason.BAD_ENCODING, "more bytes after the end of the packed ones")
+            packed = self._inflater.unconsumed_tail
+            yield unpacked
 
     @property
     def complete(self) -> bool:

@@ -40,8 +40,7 @@ def read_url(text: str) -> URL:
     text = text.strip()
     if len(text) > MAX_LENGTH:
         raise BadUrl(Reason.INPUT_BAD_URL, f"is longer than {MAX_LENGTH} characters")
-    if any(character < " " or character == "\x7f" for character in text):
-        raise BadUrl(Reason.INPUT_BAD_URL, "has control characters")
+    _refuse_controls(text)
     parts = _PARTS.match(text)
     if parts is None:
         raise BadUrl(Reason.INPUT_BAD_URL, "has no scheme, such as https:")
@@ -72,12 +71,19 @@ def read_url(text: str) -> URL:
 
 def follow(url: URL, location: str) -> URL:
     """Where a redirect from `url` leads. Raises BadUrl."""
+    location = location.strip()
+    _refuse_controls(location)  # urljoin would take some of them out
     try:
-        return read_url(urljoin(str(url), location.strip()))
+        return read_url(urljoin(str(url), location))
     except BadUrl:
         raise
     except ValueError as error:  # of urljoin: a bracket that does not close
         raise BadUrl(Reason.INPUT_BAD_URL, str(error)) from None
+
+
+def _refuse_controls(text: str) -> None:
+    if any(character < " " or character == "\x7f" for character in text):
+        raise BadUrl(Reason.INPUT_BAD_URL, "has control characters")
 
 
 def _host(text: str) -> str:

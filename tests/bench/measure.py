@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeated timing, memory of a child process, and the JSON they print.
+"""What benchmarks share: repeated timing, the cost of a child process or its tree, the JSON they print.
 
 {"name", "figures": {...}, "ratios": {...}, "commit", "machine"}
 """
@@ -10,10 +10,15 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+SAMPLE_S = 0.1  # between two looks at a tree's processor time; at its memory every fifth time
 
 
 def options(description: str | None, **numbers: int) -> argparse.Namespace:
@@ -65,6 +70,76 @@ def child(command: Sequence[str]) -> Child:
         raise RuntimeError(f"{command} ended with {process.returncode}")
     cpu_s = usage.ru_utime + usage.ru_stime
     return Child(time.perf_counter() - start, cpu_s, usage.ru_maxrss / 1024, output)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A finished child process with all that it started, as seen while it ran.
+
+    What a process does after the last look at it is missing: less than SAMPLE_S each.
+    """
+
+    seconds: float
+    cpu_s: float  # user and system
+    cpu_s_by_name: dict[str, float]  # of the programs' names, as `ps` shows them
+    peak_mb: float  # memory, that shared by several counted once (PSS)
+    peak_mb_by_name: dict[str, float]  # what that was made of
+
+
+def tree(command: Sequence[str]) -> Tree:
+    """Run a command, and watch it and its descendants. Raises if it fails, with what it printed."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    cpu: dict[tuple[int, float], tuple[str, float]] = {}  # process -> its name, its time so far
+    peak: dict[str, float] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        looks = 0
+        while not over.wait(SAMPLE_S):
+            memory: dict[str, float] = {}
+            for each in _descendants(process.pid):
+                try:
+                    times = each.cpu_times()
+                    name = Path((each.cmdline() or [each.name()])[0].split()[0]).name
+                    cpu[each.pid, each.create_time()] = (name, times.user + times.system)
+                    if looks % 5 == 0:
+                        memory[name] = memory.get(name, 0.0) + each.memory_full_info().pss / 1e6
+                except psutil.Error:  # ended while we looked
+                    continue
+            peak = max(peak, memory, key=lambda held: sum(held.values()))
+            looks += 1
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        output = process.communicate()[0]
+        seconds = time.perf_counter() - start
+    finally:
+        over.set()
+        watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}:\n{output}")
+    by_name: dict[str, float] = {}
+    for name, taken in cpu.values():
+        by_name[name] = by_name.get(name, 0.0) + taken
+    return Tree(seconds, sum(by_name.values()), by_name, sum(peak.values()), peak)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_s(pid: int) -> float:
+    """What a running process has taken so far."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def pmd() -> str:
