@@ -230,7 +230,7 @@ class FetchSpec(Section):
     min_bytes_per_s: Annotated[int, OPERATIONAL, Field(ge=0)] = 1_000
     # More tries after a transient failure.
     retries: Annotated[int, OPERATIONAL, Field(ge=0)] = 2
-    # Open at a time, in each worker.
+    # Open at a time, in each worker. One that takes longer than a second makes room for another.
     connections: Annotated[int, OPERATIONAL, Field(ge=1)] = 64
     # What a host bears from all workers together: connections open at a time, requests begun a second. And
     # what an address bears, which may serve many hosts.

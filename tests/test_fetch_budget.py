@@ -35,6 +35,8 @@ from pmd.fetch.budget import (
     MARGIN_S,
     RECOVER_S,
     SILENT_S,
+    SLOW_S,
+    SLOW_TIMES,
     Ask,
     Budget,
     End,
@@ -143,12 +145,8 @@ def test_workers_share_a_host_evenly_as_soon_as_there_are_two() -> None:
     first, second = table.asker(), table.asker()
     assert first.ask(want=9).connections == 4
     second.ask(want=9)
-    assert first.ask(open=2, want=9).connections == 2
+    assert first.ask(want=9).connections == 2
     assert second.tell().grants[0].connections == 2
-    assert second.ask(open=2, want=9).connections == 2
-    for _ in range(4):
-        assert first.ask(open=1, want=9).connections == 2
-        assert second.ask(open=1, want=9).connections == 2
 
 
 def test_the_more_workers_there_are_the_less_often_each_is_heard() -> None:
@@ -939,24 +937,25 @@ def test_a_process_that_was_busy_asks_again_before_it_begins() -> None:
 def test_a_start_that_is_lost_is_asked_for_again(how: str) -> None:
     async def main(loop: Fast) -> None:
         wanted: list[int] = []
+        now, soon = (0.0, 1), (0.2, 1)
+        rows = 1 if how == "taken back" else 2
+        given = Grant(HOST, 1, (now, soon)[-rows:], 1.0, False, None, 0.0)
 
         async def call(method: str, worker: str, number: int, news: News) -> Reply:
-            wanted.extend(ask.want for ask in news.asks)
-            first = Grant(HOST, 1, ((0.2, 1),), 1.0, False, None, 0.0)
-            match number, how:
-                case 1, _:
-                    return Reply(grants=(first,))
-                case 2, "taken back":
-                    return Reply(grants=(first._replace(connections=0, starts=(), void=True),))
-                case 2, "late":
-                    await asyncio.sleep(LEASE_S + 1)
-                    return Reply(grants=(first._replace(starts=()),))
-                case _:
-                    return Reply(grants=(first._replace(starts=((0.0, 1),)),))
+            wanted.append(sum(ask.want for ask in news.asks))
+            if number == 2 and how == "taken back":
+                return Reply(grants=(given._replace(connections=0, starts=(), void=True),))
+            if number == 2:
+                await asyncio.sleep(LEASE_S)  # meanwhile the first is under way, and the second start is void
+                return Reply()
+            return Reply(grants=(given,) if number == 1 or wanted[-1] else ())
 
         async with Share(call, spec_of(), clock=loop.time) as share:
-            await asyncio.wait_for(fetch(share, Web(loop), HOST, 0.1), 20)
-        assert wanted.count(1) >= 2
+            await asyncio.wait_for(
+                asyncio.gather(*(fetch(share, Web(loop), HOST, LEASE_S + 1) for _ in range(rows))), 20
+            )
+        assert wanted[:2] == [rows, 0]
+        assert 1 in wanted[2:]
 
     in_no_time(main)
 
@@ -995,7 +994,7 @@ def test_no_more_are_open_than_the_worker_may_have() -> None:
             async with share.slot(f"{number}.example"):
                 open += 1
                 most = max(most, open)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.9 * SLOW_S)
                 open -= 1
 
         async with Share(Here(Budget(spec, clock=loop.time)).call, spec, clock=loop.time) as share:
@@ -1003,6 +1002,32 @@ def test_no_more_are_open_than_the_worker_may_have() -> None:
             await asyncio.gather(*(one(share, number) for number in range(30)))
             assert loop.time() - begin < 11.5
         assert most == 3
+
+    in_no_time(main)
+
+
+def test_those_that_stall_hold_up_no_others_but_are_no_more_than_so_many() -> None:
+    async def main(loop: Fast) -> None:
+        spec = spec_of(connections=2)
+        open = most = 0
+
+        async def one(share: Share, number: int, takes_s: float) -> None:
+            nonlocal open, most
+            async with share.slot(f"{number}.example"):
+                open += 1
+                most = max(most, open)
+                await asyncio.sleep(takes_s)
+                open -= 1
+
+        async with Share(Here(Budget(spec, clock=loop.time)).call, spec, clock=loop.time) as share:
+            stalling = [asyncio.ensure_future(one(share, number, 30.0)) for number in range(10)]
+            begin = loop.time()
+            await asyncio.gather(*(one(share, number, 0.1) for number in range(100, 120)))
+            assert loop.time() - begin < 5 * SLOW_S + 4
+            await asyncio.gather(*stalling)
+            many = [one(share, number, 30.0) for number in range(200, 260)]
+            await asyncio.gather(*many)
+        assert most == 2 * SLOW_TIMES
 
     in_no_time(main)
 

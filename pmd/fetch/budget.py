@@ -59,11 +59,23 @@ KEPT_SITES_BYTES = 256 * 2**20
 SITE_BYTES = 2**16  # of one host's
 FAST = 4  # starts since the last exchange, from which on as many are asked for ahead
 PACE_S = 0.005  # starts that are due within so long begin at one time: a timer costs as much as a request
+# A request that takes longer, s, gives its place among the connections to another, up to so many times as
+# many: else a few dozen hosts that stall would hold up all others.
+SLOW_S = 1.0
+SLOW_TIMES = 8
 URGENT_S = 0.005  # between two exchanges of which one cannot wait
 
 # The host's fault: it is there, or should be, and does not do its work.
 FAULTS = frozenset(
-    {Reason.CONNECT_FAILED, Reason.CONNECT_RESET, Reason.TIMEOUT, Reason.HTTP_5XX, Reason.HTTP_429}
+    {
+        Reason.CONNECT_FAILED,
+        Reason.CONNECT_RESET,
+        Reason.PROTOCOL_ERROR,
+        Reason.TIMEOUT,
+        Reason.HTTP_5XX,
+        Reason.HTTP_429,
+        Reason.BODY_TRUNCATED,
+    }
 )
 # It was not asked, so nothing is known of it.
 UNASKED = frozenset({Reason.DNS_FAILED, Reason.BLOCKED_ADDRESS, Reason.BAD_SCHEME, Reason.INPUT_BAD_URL})
@@ -286,10 +298,8 @@ class Budget:
             hold = host.holds[worker.name] = _Hold(worker)
         hold.worker = worker  # it may have been silent, and forgotten
         worker.hosts[host] = None
-        # What it says it keeps is what it has, beside what it was not told of yet. But for starts that are
-        # void by now: it will see to that itself. One who was here before us may have given some, too.
-        given = hold.starts - hold.new_starts if now >= self._silent_until else ask.unused
-        starts = min(ask.unused, given) + hold.new_starts
+        # What it says it keeps is what it has, beside what it was not told of yet.
+        starts = ask.unused + hold.new_starts
         self._count(host, hold, ask.keep + hold.new_connections - hold.connections)
         host.starts += starts - hold.starts
         hold.starts = starts
@@ -993,6 +1003,7 @@ class Share:
         self._changed: dict[_Line, None] = {}  # to be told of
         self._crowded: dict[_Line, None] = {}  # that could go on, had we connections left
         self._open = self._waiting = 0  # requests, of all hosts
+        self._aside = 0  # of those under way: that last longer than SLOW_S, and are not in _open
         self._found: list[str] = []
         self._found_before: set[str] = set()
         self._failed: list[_Failed] = []  # names, untold
@@ -1143,7 +1154,12 @@ class Share:
             line.waiting[future] = None
             line.waiting.move_to_end(future, last=False)
 
-    def _leave_slot(self, line: "_Line", end: tuple[Reason | None, float | None] | None) -> None:
+    def _leave_slot(
+        self, slot: "Slot", line: "_Line", end: tuple[Reason | None, float | None] | None
+    ) -> None:
+        if slot.is_aside:
+            self._aside -= 1
+            self._open += 1
         if end is not None:
             self._ended(line, *end)
         self._end(line)
@@ -1153,7 +1169,7 @@ class Share:
             bool(line.starts)
             and line.starts[0].at <= now <= line.until
             and line.open < line.allowed
-            and self._open < self._spec.connections
+            and self._has_room()
         )
 
     def _begin(self, line: "_Line", now: float) -> None:
@@ -1168,12 +1184,26 @@ class Share:
         line.started = now
         self._change(line)
 
+    def _has_room(self) -> bool:
+        most = self._spec.connections
+        return self._open < most and self._open + self._aside < SLOW_TIMES * most
+
+    def _set_aside(self, slot: "Slot") -> None:
+        """It is slow: another may begin in its place."""
+        slot.is_aside = True
+        self._open -= 1
+        self._aside += 1
+        self._let_in()
+
     def _end(self, line: "_Line") -> None:
         line.open -= 1
         self._open -= 1
         self._change(line)
         self._crowded[line] = None  # at the end, behind those who wait for one of our connections
-        while self._crowded and self._open < self._spec.connections:
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._crowded and self._has_room():
             first = next(iter(self._crowded))
             del self._crowded[first]
             self._advance(first)
@@ -1192,7 +1222,7 @@ class Share:
         if now > line.until:
             line.starts.clear()
             self._change(line)
-        elif self._open >= self._spec.connections:
+        elif not self._has_room():
             self._crowded[line] = None
         elif line.timer is None:
             delay = max(PACE_S, line.starts[0].at - now)
@@ -1403,15 +1433,19 @@ class Slot:
         self.host, self.addresses, self.crawl_delay_s = host, addresses, crawl_delay_s
         self._share = share
         self._end: tuple[Reason | None, float | None] | None = None
+        self.is_aside = False
 
     async def __aenter__(self) -> Self:
         self._line = await self._share._enter(self)  # pyright: ignore[reportPrivateUsage]
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SLOW_S, self._share._set_aside, self)  # pyright: ignore[reportPrivateUsage]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._share._leave_slot(self._line, self._end)  # pyright: ignore[reportPrivateUsage]
+        self._timer.cancel()
+        self._share._leave_slot(self, self._line, self._end)  # pyright: ignore[reportPrivateUsage]
 
     def ended(self, reason: Reason | None, *, retry_after_s: float | None = None) -> None:
         """How it ended: None, or why not; of a 429 or 503 the wait that it asks for. Left out, it says
