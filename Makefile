@@ -33,7 +33,7 @@ check: setup  ## lint, format, types
 	@touch $@
 
 bench: setup .venv-peers/.installed  ## every benchmark, as JSON lines
-	@for name in readers language plan plan_mixed archives shard download; do $(RUN) -m tests.bench.$$name --json || exit 1; done
+	@for name in readers language plan plan_mixed archives shard images hostile download; do $(RUN) -m tests.bench.$$name --json || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-peers .demo build dist *.egg-info
