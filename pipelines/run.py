@@ -16,6 +16,7 @@ reported with its error, never dropped.
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import signal
@@ -351,7 +352,7 @@ def _start_ray(where: Where) -> None:
         # Read when ray is imported. Its name is history: it makes a node listen on 127.0.0.1 instead of all
         # addresses.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its new default, without the warning
     try:
         import ray
@@ -377,6 +378,12 @@ def _start_ray(where: Where) -> None:
         object_store_memory=100 * 2**20,  # holds counts and names only
         **common,
     )
+
+
+@functools.cache
+def _token() -> str:
+    """Of every Ray that this process starts: it reads one, and keeps to it."""
+    return secrets.token_hex(32)
 
 
 def _check_reachable(address: str) -> None:

@@ -4,7 +4,7 @@ client.py        a URL -> its bytes, or the Reason why not: redirects, deadlines
 budget.py        what each host bears from all workers of a run, and whose turn it is
 connection.py    one HTTP connection, within bounds while the server speaks
 placeholders.py  pictures that say that there is none
-file.py          the addresses of one big published file -> that file, whole and checked, over any interruption
+file.py          the addresses of one big published file -> that file, whole, over any interruption
 url.py           text of a row or of a redirect -> the URL that is asked
 address.py       which addresses may be connected to, and the connector that keeps to it
 probe.py         what `pmd doctor` asks of names, hosts and certificates

@@ -210,7 +210,8 @@ class Client:
                 return replace(reply, seconds=looked_up + time.monotonic() - begun)
         except TimeoutError:
             return _Reply(Reason.TIMEOUT, self._over("looking up the name", url))
-        except (BlockedAddress, LookupFailed) as error:
+        except (BlockedAddress, OSError) as error:  # LookupFailed is one
+            self._unless_out_of_files(error)
             return _Reply(reason_of(error), f"{host}: {error}", worth_asking=is_temporary(error))
 
     async def _addresses(self, host: str, port: int, time_left: float) -> tuple[str, ...]:
@@ -254,13 +255,16 @@ class Client:
         except TimeoutError:
             return replace(reply, reason=Reason.TIMEOUT, detail=self._over(reached.stage, url))
         except (aiohttp.ClientError, HttpProcessingError, BlockedAddress, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise PmdError(
-                    f"no more open files for connections ({error.strerror}): raise `ulimit -n`, or lower "
-                    f"connections in [fetch], which is {self._spec.connections}"
-                ) from error
+            self._unless_out_of_files(error)
             cause = f"{type(error).__name__} {reached.stage}: {error}"
             return replace(reply, reason=reason_of(error), detail=cause)
+
+    def _unless_out_of_files(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise PmdError(
+                f"no more open files for connections ({error.strerror}): raise `ulimit -n`, or lower "
+                f"connections in [fetch], which is {self._spec.connections}"
+            ) from error
 
     def _over(self, stage: str, url: URL) -> str:
         return f"not complete within {self._spec.timeout_s:g} s: {stage}, at {url}"
