@@ -74,7 +74,6 @@ FAULTS = frozenset(
         Reason.TIMEOUT,
         Reason.HTTP_5XX,
         Reason.HTTP_429,
-        Reason.BODY_TRUNCATED,
     }
 )
 # It was not asked, so nothing is known of it.
