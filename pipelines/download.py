@@ -32,6 +32,7 @@ from pmd.archives import Archives
 from pmd.fetch.budget import Share
 from pmd.fetch.client import Answer, Client
 from pmd.fetch.url import BadUrl, read_url
+from pmd.images.sandbox import kept_sandbox
 from pmd.records import Reason
 from pmd.shards import TarWriter
 from pmd.storage import Store
@@ -39,7 +40,7 @@ from pmd.tables import FETCHED, write_table
 
 TELL_EVERY_S = 0.5
 MOST_HELD = 64 << 20  # bytes of bodies that wait for a decoder; those under way come on top
-DECODERS = 2  # threads a worker decodes in while it waits for the web; decoding leaves the interpreter free
+DECODERS = 2  # processes that a worker has decode while it waits for the web, and threads that wait for them
 
 FETCH_LOG = pa.schema(
     [
@@ -52,6 +53,7 @@ FETCH_LOG = pa.schema(
         ("attempts", pa.int32()),
         ("seconds", pa.float64()),
         ("headers", pa.map_(pa.string(), pa.string())),
+        ("site_files", pa.string()),  # read for consent: status and sha256 of each, as JSON
     ]
 )
 
@@ -163,6 +165,7 @@ class _Download:
                 self._note(record, {"status": "filtered", "reason": record.reason})
             else:
                 wanted.append(record)
+        self._sandbox = kept_sandbox(self._spec.image, processes=DECODERS)
         with ThreadPoolExecutor(DECODERS) as self._decoders:
             if self._spec.fetch.engine == "pmd":
                 await self._by_our_own(wanted)
@@ -225,14 +228,14 @@ class _Download:
         else:
             self._hold(len(answer.body))
             picture = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, images.normalise, answer.body, self._spec.image, record.rotation
+                self._decoders, self._sandbox.normalise, answer.body, record.rotation
             )
             self._hold(-len(answer.body))
             if isinstance(picture, Reason):
                 row = {"status": "failed_to_resize", "reason": picture}
             else:
                 row = {"status": "success"} | self._store(record.key, picture)
-        self._note(record, row)
+        self._note(record, row | {"consent": answer.consent or None})
 
     def _hold(self, more: int) -> None:
         self._held += more
@@ -294,4 +297,5 @@ def _log_row(record: _Record, answer: Answer) -> dict[str, Any]:
         "attempts": answer.attempts,
         "seconds": answer.seconds,
         "headers": list(answer.headers.items()),
+        "site_files": answer.evidence or None,
     }

@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +37,14 @@ from rich.table import Table
 from pipelines.job import BLOCK_LIST
 from pipelines.library import Library
 from pipelines.progress import Progress
-from pmd import filters, images, text
+from pmd import filters, text
 from pmd.archives import Archives, is_packed_tar
 from pmd.decontaminate import BlockList, from_bytes
 from pmd.errors import BadRequest
 from pmd.fetch.client import Answer, Client
+from pmd.fetch.consent import Terms
 from pmd.fetch.file import REFUSED
+from pmd.images.sandbox import Sandbox, kept_sandbox
 from pmd.manifest import Corpus, FetchSpec, TextSpec, load_source
 from pmd.records import Caption, Reason, Record, Rejected
 from pmd.shards import BLOCK
@@ -360,26 +362,6 @@ def _host(url: str | None) -> str:
     return ""
 
 
-class _Hosts:
-    """Spaces requests, so that none waits inside the client: what it says of its time is the host's own."""
-
-    def __init__(self, spec: FetchSpec) -> None:
-        self._spec = spec
-        self._slots = asyncio.Semaphore(spec.connections)
-        self._hosts: dict[str, asyncio.Semaphore] = {}
-        self._next: dict[str, float] = {}
-
-    @contextlib.asynccontextmanager
-    async def turn(self, host: str) -> AsyncGenerator[None]:
-        bears = self._spec.bears(host)
-        async with self._hosts.setdefault(host, asyncio.Semaphore(bears.connections)), self._slots:
-            now = time.monotonic()
-            at = max(now, self._next.get(host, now))
-            self._next[host] = at + 1 / bears.rate
-            await asyncio.sleep(at - now)
-            yield
-
-
 def requests_per_s(host: str, spec: FetchSpec, latency_s: float) -> float:
     """How fast a host may be asked, if each answer takes so long."""
     bears = spec.bears(host)
@@ -389,11 +371,10 @@ def requests_per_s(host: str, spec: FetchSpec, latency_s: float) -> float:
 class _Sampler:
     """Fetches the samples of all sources, by turns, as a build would."""
 
-    def __init__(self, corpus: Corpus, progress: Progress) -> None:
-        self._corpus = corpus
+    def __init__(self, corpus: Corpus, sandbox: Sandbox, progress: Progress) -> None:
+        self._corpus, self._sandbox = corpus, sandbox
         self._progress = progress
         self._done: Counter[str] = Counter()
-        self._hosts = _Hosts(corpus.fetch)
         self.requests = 0
 
     async def run(self, fates: Mapping[str, Sequence[_Fate]], archives: Mapping[str, Archives]) -> None:
@@ -415,9 +396,8 @@ class _Sampler:
         if answer is not None:
             fate.host = ""
         elif record.url is not None:
-            async with self._hosts.turn(fate.host):
-                answer = await client.fetch(record.url)
-            fate.attempts, fate.seconds = answer.attempts, answer.seconds
+            answer = await client.fetch(record.url)
+            fate.attempts, fate.seconds = answer.attempts, answer.asking_s
         else:
             answer = Answer(body=None, reason=Reason.NOT_IN_ARCHIVE)
         if answer.body is None:
@@ -425,7 +405,7 @@ class _Sampler:
         else:
             fate.served = len(answer.body)
             picture = await loop.run_in_executor(
-                decoder, images.normalise, answer.body, self._corpus.image, record.rotation
+                decoder, self._sandbox.normalise, answer.body, record.rotation
             )
             if isinstance(picture, Reason):
                 fate.reason = picture
@@ -503,12 +483,13 @@ def estimate(
         progress.note(
             f"estimate {source}: {sum(reads[source].rows):,} rows read, {pieces.share:.1%} of the files"
         )
-    begun, cpu = time.monotonic(), time.process_time()
-    sampler = _Sampler(corpus, progress)
+    sandbox = kept_sandbox(corpus.image, processes=1)
+    begun, cpu = time.monotonic(), time.process_time() + sandbox.cpu_s()
+    sampler = _Sampler(corpus, sandbox, progress)
     wanted = {source: sum(bool(fate.texts) for fate in own) for source, own in fates.items()}
     with progress.stage("sample", wanted):
         asyncio.run(sampler.run(fates, archives))
-    cpu_s = (time.process_time() - cpu) / max(1, sum(wanted.values()))
+    cpu_s = (time.process_time() + sandbox.cpu_s() - cpu) / max(1, sum(wanted.values()))
     sources = {
         source: _of_source(corpus, source, reads[source], fates[source], cpu_s, notes[source])
         for source in reads
@@ -688,9 +669,10 @@ def hours(sources: Sequence[SourceEstimate], made: Estimate) -> Hours:
         found.cpu += figures["images_asked"] * source.cpu_s / made.workers / 3600
         found.connections += figures["requests"] * source.mean_latency_s / slots / 3600
         found.bandwidth += figures["served_bytes"] * 8 / (made.bandwidth * 1e6) / 3600
+    site_files = len(Terms.of(made.fetch).files())
     for host, requests in requests_by_host(sources).items():
         per_s = requests_per_s(host, made.fetch, _latency(host, made))
-        found.politeness = max(found.politeness, requests / per_s / 3600)
+        found.politeness = max(found.politeness, (requests + site_files) / per_s / 3600)
     return found
 
 

@@ -11,6 +11,7 @@ leaves nothing held.
 import contextlib
 import fcntl
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from pmd import images, text
 from pmd.decontaminate import BlockList, from_bytes
 from pmd.errors import BadRequest, Busy, Damaged, Refused, TasksFailed
 from pmd.fetch.budget import Budget
+from pmd.fetch.consent import known_words
 from pmd.fetch.placeholders import known_placeholders
 from pmd.manifest import Corpus, FetchSpec, canonical_json, fingerprint
 from pmd.storage import Store
@@ -237,7 +239,9 @@ def definition(corpus: Corpus, limit: int | None) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     ours = {"pyarrow": pa.__version__, "orjson": orjson.__version__}
-    return ours | {"placeholders": known_placeholders().version} | images.versions()
+    asking = {"placeholders": known_placeholders().version, "consent": known_words().version}
+    asking["protego"] = importlib.metadata.version("protego")
+    return ours | asking | images.versions()
 
 
 @contextlib.contextmanager

@@ -244,8 +244,10 @@ class FetchSpec(Section):
     patience_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 120.0
     # How long a run waits while no name is found at all; s.
     outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 6 * 3600.0
-    # Which refusals are honoured. They decide which images there are.
-    consent: Annotated[tuple[Signal, ...], SEMANTIC] = ()
+    # Which refusals are honoured, see pmd/fetch/consent.py. They decide which images there are.
+    consent: Annotated[tuple[Signal, ...], SEMANTIC] = get_args(Signal)
+    # Whose name is ours too, in a site's rules, beside that at the beginning of user_agent.
+    consent_agents: Annotated[tuple[str, ...], SEMANTIC] = ("img2dataset",)
     # Who we are on the wire. The contact, a URL or mail address of whoever runs this, goes behind it.
     user_agent: Annotated[str, OPERATIONAL] = "pmd/0.1 (image-text corpus builder)"
     contact: Annotated[str, OPERATIONAL] = ""
@@ -383,8 +385,6 @@ def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
     dedup = corpus.dedup
     if dedup.across_sources != "off" and dedup.exact == dedup.perceptual == "off":
         raise BadRequest(f"{where}: dedup.across_sources needs dedup.exact or dedup.perceptual, both are off")
-    if corpus.fetch.consent and corpus.fetch.engine == "pmd":
-        raise BadRequest(f"{where}: fetch.consent is not read by our own engine yet; leave it out")
     if len(set(corpus.sources)) != len(corpus.sources):
         raise BadRequest(f"{where}: sources names a source twice: {', '.join(corpus.sources)}")
     return corpus

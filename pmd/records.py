@@ -53,7 +53,13 @@ class Reason(StrEnum):
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
     HTTP_OTHER = "http_other"
-    OPTOUT_X_ROBOTS_TAG = "optout_x_robots_tag"  # the site's refusal
+    # The site's refusal
+    OPTOUT_ROBOTS = "optout_robots"
+    OPTOUT_X_ROBOTS_TAG = "optout_x_robots_tag"
+    OPTOUT_TDM = "optout_tdm"  # rights to text and data mining reserved, in a header or in tdmrep.json
+    OPTOUT_AI_TXT = "optout_ai_txt"
+    OPTOUT_CONTENT_USAGE = "optout_content_usage"  # Content-Usage, Content-Signal: header or robots.txt
+    OPTOUT_UNREACHABLE = "optout_unreachable"  # its robots.txt, tdmrep.json or ai.txt could not be read
     # The bytes
     BODY_LIMIT = "body_limit"
     BODY_TRUNCATED = "body_truncated"
@@ -63,6 +69,8 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_LIMIT = "decode_limit"
     DECODE_FAILED = "decode_failed"
+    DECODE_TIMEOUT = "decode_timeout"
+    DECODE_CRASH = "decode_crash"  # twice, of the process that decodes
     PLACEHOLDER = "placeholder"  # the host's picture that says that there is none
     # The picture (stage: filter)
     IMAGE_SMALL = "image_small"
@@ -81,6 +89,7 @@ TRANSIENT = frozenset(
         Reason.TIMEOUT,
         Reason.HTTP_429,
         Reason.HTTP_5XX,
+        Reason.OPTOUT_UNREACHABLE,
         Reason.BODY_TRUNCATED,
     }
 )

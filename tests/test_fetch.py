@@ -41,7 +41,7 @@ def web(shared_web: Web) -> Web:
 
 
 def spec_for(web: Web, **keys: Any) -> FetchSpec:
-    known: dict[str, Any] = {"timeout_s": 5, "retries": 0, "connect_to": web.connect_to}
+    known: dict[str, Any] = {"timeout_s": 5, "retries": 0, "connect_to": web.connect_to, "consent": ()}
     freely = {"per_host_rate": 10_000, "per_host_connections": 8}  # it is our own web
     return FetchSpec.model_validate(known | {"ca_file": str(web.ca_file)} | freely | keys)
 
@@ -123,7 +123,9 @@ def answer_to(*parts: bytes, scheme: str = "http") -> Answer:
     async def ask() -> Answer:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
-        spec = FetchSpec(timeout_s=2, retries=0, connect_to={"*": f"{host}:{port}"}, max_bytes=100_000)
+        spec = FetchSpec(
+            timeout_s=2, retries=0, connect_to={"*": f"{host}:{port}"}, max_bytes=100_000, consent=()
+        )
         async with server, Client(spec) as client:
             answer = await client.fetch(f"{scheme}://raw.example/")
         await asyncio.gather(*(task for task in serving if task))

@@ -255,7 +255,7 @@ def test_no_spelling_reaches_this_machine() -> None:
 
     with listening() as (port, listeners):
         urls = loopback_urls(port)
-        spec = FetchSpec(ports=(port,), retries=1, per_host_rate=1e6, timeout_s=5)
+        spec = FetchSpec(ports=(port,), retries=1, per_host_rate=1e6, timeout_s=5, consent=())
         found = asyncio.run(ends(urls, spec))
         assert accepted(listeners) == 0
         assert {*found} <= REFUSED and found["blocked_address"] > 300, found
@@ -325,6 +325,11 @@ def test_inside_no_robots_txt_leads_to_a_forbidden_address() -> None:
     assert told["rang"] == {}
     asked = [row for row in told["rows"] if row["url"].endswith("robots.txt")]
     assert refused({"rows": asked, "rang": {}}, own="zone.example")["blocked_address"] >= 150
+    pictures = Counter(row["reason"] for row in told["rows"] if row["url"].endswith("good.jpg"))
+    # A redirect that leads nowhere is no robots.txt; one that leads where nobody may go is one unread.
+    assert {*pictures} == {"http_404", "optout_unreachable"} and pictures["optout_unreachable"] >= 150, (
+        pictures
+    )
 
 
 def test_inside_no_name_with_a_forbidden_answer_is_connected_to() -> None:

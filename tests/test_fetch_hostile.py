@@ -289,6 +289,7 @@ def web() -> Iterator[Web]:
 
 def spec_for(web: Web, **keys: Any) -> FetchSpec:
     known: dict[str, Any] = {"retries": 0, "connect_to": web.connect_to, "max_bytes": 2_000_000}
+    known["consent"] = ()  # test_fetch_consent.py
     freely = {"connections": 256, "per_host_connections": 8, "per_host_rate": 10_000}  # it is our own web
     return FetchSpec.model_validate(known | {"ca_file": str(web.ca_file)} | freely | keys)
 

@@ -335,6 +335,6 @@ def test_a_source_takes_the_text_rules_of_the_corpus_but_for_its_own() -> None:
 def test_every_source_that_can_be_read_has_a_manifest_and_every_manifest_is_toml_of_a_known_kind() -> None:
     assert {*READERS} - {"table"} <= {path.stem for path in shipped("sources")}
     everything = {*manifest_folder().rglob("*.toml")}
-    others = {manifest_folder() / "placeholders.toml"}  # pmd/fetch/placeholders.py
+    others = {manifest_folder() / "placeholders.toml", manifest_folder() / "consent.toml"}  # pmd/fetch
     assert everything == {*shipped("corpora"), *shipped("sources")} | others
     assert all(tomllib.loads(path.read_text()) for path in everything)

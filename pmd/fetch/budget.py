@@ -56,7 +56,7 @@ PROBE_S = 20.0
 LONGEST_PROBE_PAUSE_S = 15.0
 KEPT_NAMES = 1_000_000  # of hosts: which of them were found, and what their site files say
 KEPT_SITES_BYTES = 256 * 2**20
-SITE_BYTES = 2**16  # of one host's
+SITE_BYTES = 2**20  # of one host's
 FAST = 4  # starts since the last exchange, from which on as many are asked for ahead
 PACE_S = 0.005  # starts that are due within so long begin at one time: a timer costs as much as a request
 # A request that takes longer, s, gives its place among the connections to another, up to so many times as
@@ -117,6 +117,18 @@ class Ask(NamedTuple):
     crawl_delay_s: float | None
 
 
+class Site(NamedTuple):
+    """What the site files of a host say, as whoever has read them puts it."""
+
+    said: bytes
+    read_at: float  # by the clock on the wall, s since 1970
+    lasts_s: float  # then they are to be read again
+
+    @property
+    def is_old(self) -> bool:
+        return time.time() >= self.read_at + self.lasts_s
+
+
 class News(NamedTuple):
     """What a worker has to say."""
 
@@ -126,7 +138,7 @@ class News(NamedTuple):
     probed: tuple[str, bool] | None = None  # name, found?
     claims: tuple[str, ...] = ()  # hosts whose site files it needs
     fetching: tuple[str, ...] = ()  # hosts whose site files it fetches, told to who has forgotten
-    published: tuple[tuple[str, bytes], ...] = ()
+    published: tuple[tuple[str, Site], ...] = ()
     given_back: tuple[str, ...] = ()  # claims that came to nothing
     leaving: bool = False
 
@@ -150,7 +162,7 @@ class Reply(NamedTuple):
     """What a worker is told."""
 
     grants: tuple[Grant, ...] = ()
-    sites: tuple[tuple[str, bytes | None], ...] = ()  # None: it is this worker's to fetch them
+    sites: tuple[tuple[str, Site | None], ...] = ()  # None: it is this worker's to fetch them
     # A name that was not found: is not there; may be, ask again when they work; may be, but it took too long.
     lookups: Lookups = "work"
     probe: str | None = None  # a name to look up, to see whether they work
@@ -195,7 +207,11 @@ class Budget:
         self._connections = 0
         self._troubled: dict[_Host, None] = {}  # paused or broken
         self._names = Names(spec.outage_s, chance)
-        self._sites = Sites(spec.patience_s + 2 * self._lifetime, taken_until=self._silent_until)
+        self._sites = Sites(
+            # Several files, with redirects, and again. Who is not heard of any more is replaced before.
+            10 * (spec.patience_s + self._lifetime),
+            taken_until=self._silent_until,
+        )
 
     def exchange(self, worker: str, number: int, news: News) -> Reply:
         """Take in what a worker says, and answer what it may do until it asks again.
@@ -867,11 +883,11 @@ class Sites:
     def __init__(self, claim_s: float, *, taken_until: float) -> None:
         """claim_s: for one worker to fetch one. taken_until: all may be claimed, by whom is forgotten."""
         self._claim_s, self._taken_until = claim_s, taken_until
-        self._said: OrderedDict[str, bytes] = OrderedDict()
+        self._said: OrderedDict[str, tuple[Site, float]] = OrderedDict()  # and until when it holds
         self._texts: dict[bytes, list[Any]] = {}  # each once: itself, by how many hosts it is said
         self._size = 0
         self._claims: OrderedDict[str, _Claim] = OrderedDict()  # the next to end first
-        self._answers: dict[str, list[tuple[str, bytes | None]]] = {}
+        self._answers: dict[str, list[tuple[str, Site | None]]] = {}
 
     def take(self, worker: str, news: News, now: float) -> None:
         while self._claims:
@@ -885,8 +901,8 @@ class Sites:
                 self._claims[host] = claim = claim or _Claim(worker, now)
                 claim.owner, claim.until = worker, now + self._claim_s
                 self._claims.move_to_end(host)
-        for host, said in news.published:
-            self.publish(host, said)
+        for host, site in news.published:
+            self.publish(host, site, now)
         for host in news.given_back:
             claim = self._claims.get(host)
             if claim is not None:
@@ -898,11 +914,12 @@ class Sites:
 
     def claim(self, worker: str, host: str, now: float) -> None:
         """Answered at once, or when whoever has claimed it before is done, or dead."""
-        said = self._said.get(host)
-        if said is not None:
+        site, until = self._said.get(host, (None, 0.0))
+        if site is not None and now < until:
             self._said.move_to_end(host)
-            self._answer(worker, host, said)
+            self._answer(worker, host, site)
             return
+        self._forget(host)
         claim = self._claims.get(host)
         if claim is None:
             taken = now < self._taken_until
@@ -913,20 +930,20 @@ class Sites:
         else:
             claim.waiting[worker] = None
 
-    def publish(self, host: str, said: bytes) -> None:
+    def publish(self, host: str, site: Site, now: float) -> None:
         self._forget(host)
-        text = self._texts.setdefault(said, [said, 0])
+        text = self._texts.setdefault(site.said, [site.said, 0])
         if not text[1]:
-            self._size += len(said)
+            self._size += len(site.said)
         text[1] += 1
-        self._said[host] = text[0]
+        self._said[host] = site._replace(said=text[0]), now + site.lasts_s
         while len(self._said) > KEPT_NAMES or self._size > KEPT_SITES_BYTES:
             self._forget(next(iter(self._said)))
         claim = self._claims.pop(host, None)
         for worker in claim.waiting if claim else ():
-            self._answer(worker, host, said)
+            self._answer(worker, host, site)
 
-    def answers(self, worker: str) -> tuple[tuple[str, bytes | None], ...]:
+    def answers(self, worker: str) -> tuple[tuple[str, Site | None], ...]:
         return tuple(self._answers.pop(worker, ()))
 
     def drop(self, worker: str, now: float) -> None:
@@ -936,8 +953,8 @@ class Sites:
             if claim.owner == worker:
                 self._pass_on(host, claim, now)
 
-    def _answer(self, worker: str, host: str, said: bytes | None) -> None:
-        self._answers.setdefault(worker, []).append((host, said))
+    def _answer(self, worker: str, host: str, site: Site | None) -> None:
+        self._answers.setdefault(worker, []).append((host, site))
 
     def _pass_on(self, host: str, claim: "_Claim", now: float) -> None:
         claim.owner = next(iter(claim.waiting), "")
@@ -950,13 +967,13 @@ class Sites:
         self._answer(claim.owner, host, None)
 
     def _forget(self, host: str) -> None:
-        said = self._said.pop(host, None)
-        if said is not None:
-            text = self._texts[said]
+        site, _ = self._said.pop(host, (None, 0.0))
+        if site is not None:
+            text = self._texts[site.said]
             text[1] -= 1
             if not text[1]:
-                self._size -= len(said)
-                del self._texts[said]
+                self._size -= len(site.said)
+                del self._texts[site.said]
 
 
 @dataclass
@@ -1011,7 +1028,7 @@ class Share:
         self._probed: tuple[str, bool] | None = None
         self._visits: dict[str, _Visit] = {}
         self._claims: list[str] = []
-        self._published: list[tuple[str, bytes]] = []
+        self._published: list[tuple[str, Site]] = []
         self._given_back: list[str] = []
         self._again = False  # all is to be told
         self._leaving = False
@@ -1078,10 +1095,11 @@ class Share:
                     self._tell()
                 return addresses
 
-    async def site(self, host: str, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def site(self, host: str, fetch: Callable[[], Awaitable[Site]]) -> Site:
         """What the site files of a host say, as one `fetch` somewhere in the run has put it.
 
-        At most SITE_BYTES of it. What fetch raises is raised here, and another worker tries.
+        At most SITE_BYTES of it. What fetch raises is raised here, and another worker tries. Keep it: this
+        asks each time.
         """
         host = _plain(host)
         visit = self._visits.get(host)
@@ -1089,7 +1107,7 @@ class Share:
             visit = self._visits[host] = _Visit()
             self._claims.append(host)
             self._tell()
-        future: asyncio.Future[bytes] = self._loop.create_future()
+        future: asyncio.Future[Site] = self._loop.create_future()
         visit.waiting[future] = fetch
         try:
             return await self._wait(future)
@@ -1325,8 +1343,8 @@ class Share:
         for line in lines:
             if line.is_idle(sent) and line not in self._changed:
                 self._lines.pop(line.host, None)
-        for host, said in reply.sites:
-            self._take_site(host, said)
+        for host, site in reply.sites:
+            self._take_site(host, site)
         self._take_lookups(reply.lookups)
         if reply.probe is not None:
             self._start(self._try(reply.probe))
@@ -1390,12 +1408,12 @@ class Share:
         self._probed = name, await self._is_found(name)
         self._tell()
 
-    def _take_site(self, host: str, said: bytes | None) -> None:
+    def _take_site(self, host: str, site: Site | None) -> None:
         visit = self._visits.get(host)
-        if said is not None:
+        if site is not None:
             if visit is not None and visit.task is None:
                 del self._visits[host]
-                visit.end(said)
+                visit.end(site)
         elif visit is None:
             self._given_back.append(host)
         elif visit.task is None:
@@ -1404,14 +1422,14 @@ class Share:
     async def _fetch(self, host: str, visit: "_Visit") -> None:
         fetch = next(iter(visit.waiting.values()))
         try:
-            said = await fetch()
+            site = await fetch()
         except Exception as error:
-            end: bytes | Exception = error
+            end: Site | Exception = error
             self._given_back.append(host)
         else:
-            assert len(said) <= SITE_BYTES, (host, len(said))
-            end = said
-            self._published.append((host, said))
+            assert len(site.said) <= SITE_BYTES, (host, len(site.said))
+            end = site
+            self._published.append((host, site))
         del self._visits[host]
         visit.end(end)
         self._tell()
@@ -1528,10 +1546,10 @@ class _Visit:
     """Those who wait for a host's site files here; and the task that fetches them, if it is ours."""
 
     def __init__(self) -> None:
-        self.waiting: dict[asyncio.Future[bytes], Callable[[], Awaitable[bytes]]] = {}
+        self.waiting: dict[asyncio.Future[Site], Callable[[], Awaitable[Site]]] = {}
         self.task: asyncio.Task[None] | None = None
 
-    def end(self, how: bytes | Exception) -> None:
+    def end(self, how: Site | Exception) -> None:
         for future in self.waiting:
             if future.done():
                 continue

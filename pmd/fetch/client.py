@@ -2,7 +2,8 @@
 
     fetch -+-> attempt -> hop -> hop -> body     redirects are followed here, so that each hop is checked
            |      |        |
-           |      |        +- its host's turn, which all workers share (budget.py); then the clock runs
+           |      |        +- may it be asked for (consent.py)? its host's turn, which all workers share
+           |      |           (budget.py); then the clock runs
            |      +- transient failure: a pause, in which others are asked
            +<-----+
 
@@ -14,11 +15,13 @@ sent.
 
 import asyncio
 import errno
+import json
 import random
 import re
 import ssl
 import time
 import zlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -31,8 +34,9 @@ from yarl import URL
 
 from pmd.errors import BadRequest, PmdError
 from pmd.fetch.address import AddressPolicy, BlockedAddress, LookupFailed, is_temporary
-from pmd.fetch.budget import Budget, HostDown, Share, retry_after_s
+from pmd.fetch.budget import Budget, HostDown, Share, Site, retry_after_s
 from pmd.fetch.connection import HEAD_BYTES, HEAD_FIELDS, BoundedConnector, Progress, progress
+from pmd.fetch.consent import HEADERS, READ_BYTES, SiteFile, SitePolicy, Terms, Verdict, read_site
 from pmd.fetch.placeholders import known_placeholders
 from pmd.fetch.url import BadUrl, follow, read_url
 from pmd.manifest import FetchSpec
@@ -44,6 +48,10 @@ UNPACKED_BLOCK = 1 << 18  # bytes that are unpacked at a time
 # Between two attempts, in s: anything up to FIRST_PAUSE, then up to twice as much each time.
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
+# What a site says of itself is read again after so many s; RFC 9309 allows a day. Where it could not be read:
+SITE_LASTS_S, UNREADABLE_LASTS_S = 24 * 3600.0, 300.0
+KEPT_POLICIES = 10_000  # of sites, in each worker, and of what they say:
+KEPT_POLICY_BYTES = 8 << 20
 
 # What is kept of a response's header, for the fetch log and for whoever reads opt-outs.
 KEPT_HEADERS = (
@@ -52,9 +60,8 @@ KEPT_HEADERS = (
     "last-modified",
     "etag",
     "retry-after",
-    "x-robots-tag",
-    "tdm-reservation",
     "tdm-policy",
+    *HEADERS,
 )
 KEPT_LENGTH = 2_000  # characters of each, and of a detail
 
@@ -73,8 +80,11 @@ class Answer:
     final_url: str = ""  # the last one asked
     attempts: int = 1  # 0: its host was not to be asked
     seconds: float = 0.0  # with all waiting
+    asking_s: float = 0.0  # of these, those in which the hosts had the word
     headers: Mapping[str, str] = field(default_factory=dict[str, str])  # of KEPT_HEADERS, names in lower case
     worth_asking: bool = True  # again, soon, after a transient failure
+    consent: str = ""  # the site's verdict; equal for equal bytes served. Empty: none of its signals is read
+    evidence: str = ""  # for it: which of the site's files were read, as JSON
 
     def __post_init__(self) -> None:
         assert (self.body is None) != (self.reason is None), self
@@ -102,6 +112,12 @@ MESSAGES = {
     Reason.TIMEOUT: "not complete in time",
     Reason.REDIRECT_LIMIT: "too many redirects",
     Reason.REDIRECT_BAD: "redirect to nowhere",
+    Reason.OPTOUT_ROBOTS: "refused by robots.txt",
+    Reason.OPTOUT_X_ROBOTS_TAG: "refused by X-Robots-Tag",
+    Reason.OPTOUT_TDM: "text and data mining is reserved",
+    Reason.OPTOUT_AI_TXT: "refused by ai.txt",
+    Reason.OPTOUT_CONTENT_USAGE: "this use is refused",
+    Reason.OPTOUT_UNREACHABLE: "a site that cannot be asked for its consent",
     Reason.BODY_LIMIT: "body too large",
     Reason.BODY_TRUNCATED: "body cut short",
     Reason.BODY_EMPTY: "empty body",
@@ -125,6 +141,9 @@ class Client:
         self._given = share
         self._opened = AsyncExitStack()
         self._placeholders = known_placeholders()
+        self._terms = Terms.of(spec)
+        self._policies: OrderedDict[str, tuple[Site, SitePolicy]] = OrderedDict()  # by origin
+        self._policy_bytes = 0
 
     async def __aenter__(self) -> Self:
         self._session = self._open_session()
@@ -142,40 +161,44 @@ class Client:
         """Ask for a URL, again after a transient failure, and say how it ended.
 
         Each attempt has spec.timeout_s for itself: looking up names, all redirects, to the last byte. To wait
-        for the host's turn to pause between attempts do not count. Raises PmdError where this machine is at
-        its end, so that its rows are not blamed on the web.
+        for the host's turn, to read the site's files and to pause between attempts do not count. Raises
+        PmdError where this machine is at its end, so that its rows are not blamed on the web.
         """
         begun = time.monotonic()
         attempts = 0
+        asking_s = 0.0
         answer: Answer | None = None
         while answer is None or (
             answer.reason in TRANSIENT and answer.worth_asking and attempts <= self._spec.retries
         ):
             if attempts:
-                # At random over the whole span: a host that fell over is not asked by all its rows at one
-                # moment. What the host itself asks for in Retry-After is its budget's matter.
-                longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))
-                await asyncio.sleep(random.uniform(0, longest))
+                await _pause(attempts)
             try:
                 answer = await self._attempt(url)
             except HostDown as down:
                 answer = answer or Answer(None, down.reason, detail=str(down))
                 break
             attempts += 1
-        return replace(answer, attempts=attempts, seconds=time.monotonic() - begun)
+            asking_s += answer.asking_s
+        return replace(answer, attempts=attempts, seconds=time.monotonic() - begun, asking_s=asking_s)
 
     async def _attempt(self, text: str) -> Answer:
         """Raises HostDown."""
         left = self._spec.timeout_s
         asked: list[str] = []
         reply = _Reply()
+        policy: SitePolicy | None = None
         try:
             url = read_url(text)
             while True:
                 if name := self._placeholders.at(url):
                     raise _Failure(Reason.PLACEHOLDER, f"{name}: {url}")
+                policy = await self._site_policy(url)
+                if (verdict := policy.before(url.raw_path_qs)).reason is not None:
+                    reply = replace(reply, verdict=verdict, worth_asking=False)
+                    raise _Failure(verdict.reason, f"{verdict.said}: {url}")
                 asked.append(str(url))
-                reply = await self._asked(url, left)
+                reply = await self._asked(url, left, policy)
                 left -= reply.seconds
                 if reply.location is None:
                     break
@@ -185,7 +208,9 @@ class Client:
         except BadUrl as error:
             reply = _Reply(error.reason, str(error))
         except _Failure as failure:
-            reply = replace(reply, reason=failure.reason, detail=str(failure))
+            worth_asking = reply.worth_asking and failure.worth_asking
+            reply = replace(reply, reason=failure.reason, detail=str(failure), worth_asking=worth_asking)
+        judged = bool(self._terms.signals) and policy is not None
         return Answer(
             body=reply.body,
             reason=reply.reason,
@@ -193,19 +218,23 @@ class Client:
             detail=clean(reply.detail),
             final_url=asked[-1] if asked else "",
             headers=reply.headers,
+            asking_s=self._spec.timeout_s - left,
             worth_asking=reply.worth_asking,
+            consent=reply.verdict.text if judged and reply.verdict is not None else "",
+            evidence=json.dumps(policy.evidence, sort_keys=True) if judged and policy is not None else "",
         )
 
-    async def _asked(self, url: URL, time_left: float) -> "_Reply":
-        """One hop, when it is its host's turn."""
+    async def _asked(self, url: URL, time_left: float, policy: "SitePolicy | None") -> "_Reply":
+        """One hop, when it is its host's turn. No policy: it is for one of the site's files."""
         host = url.raw_host or ""
         begun = time.monotonic()
         try:
             addresses = await self._addresses(host, url.port or 0, time_left)
             looked_up = time.monotonic() - begun
-            async with self._share.slot(host, addresses=addresses) as slot:
+            delay = policy.crawl_delay_s if policy else None
+            async with self._share.slot(host, addresses=addresses, crawl_delay_s=delay) as slot:
                 begun = time.monotonic()
-                reply = await self._hop(url, time_left - looked_up)
+                reply = await self._hop(url, time_left - looked_up, policy)
                 slot.ended(reply.reason, retry_after_s=_asked_for(reply))
                 return replace(reply, seconds=looked_up + time.monotonic() - begun)
         except TimeoutError:
@@ -229,7 +258,7 @@ class Client:
             return await look_up()  # an address, of which no name server is asked
         return await self._share.look_up(host, look_up)
 
-    async def _hop(self, url: URL, time_left: float) -> "_Reply":
+    async def _hop(self, url: URL, time_left: float, policy: "SitePolicy | None") -> "_Reply":
         """Ask once, for `time_left` s at most."""
         reply = _Reply()
         self.requests += 1
@@ -242,22 +271,100 @@ class Client:
             ):
                 reached.stage = "in the body"
                 reply = _Reply(status=response.status, headers=_kept(response))
-                if response.status in (301, 302, 303, 307, 308):
-                    return replace(reply, location=response.headers.get("Location", ""))
-                if refusal := _refusal(response.status):
+                is_redirect = response.status in (301, 302, 303, 307, 308)
+                if not is_redirect and (refusal := _refusal(response.status)):
                     raise _Failure(refusal, f"HTTP {response.status}")
-                body = await _body(response, self._spec)
+                if policy:
+                    reply = replace(reply, verdict=policy.after(url.raw_path_qs, response.headers.items()))
+                    if reply.verdict and reply.verdict.reason is not None:
+                        raise _Failure(reply.verdict.reason, f"{reply.verdict.said}: {url}")
+                if is_redirect:
+                    return replace(reply, location=response.headers.get("Location", ""))
+                if not policy:
+                    return replace(reply, body=await _body(response, self._spec, limit=READ_BYTES, cut=True))
+                body = await _body(response, self._spec, limit=self._spec.max_bytes)
                 if name := self._placeholders.of(body):
                     raise _Failure(Reason.PLACEHOLDER, f"{name}: the bytes of {url}")
                 return replace(reply, body=body)
         except _Failure as failure:
             return replace(reply, reason=failure.reason, detail=str(failure))
         except TimeoutError:
-            return replace(reply, reason=Reason.TIMEOUT, detail=self._over(reached.stage, url))
+            cause = self._over(reached.stage, url)
+            return replace(reply, reason=Reason.TIMEOUT, detail=cause, connected=reached.connected)
         except (aiohttp.ClientError, HttpProcessingError, BlockedAddress, OSError) as error:
             self._unless_out_of_files(error)
             cause = f"{type(error).__name__} {reached.stage}: {error}"
-            return replace(reply, reason=reason_of(error), detail=cause)
+            return replace(reply, reason=reason_of(error), detail=cause, connected=reached.connected)
+
+    # What sites say of themselves
+
+    async def _site_policy(self, url: URL) -> SitePolicy:
+        """What the site of a URL says in its files, read once in a run. Raises _Failure, HostDown."""
+        if not self._terms.signals:
+            return SitePolicy(self._terms, {})
+        origin = url.origin()
+        name = str(origin)
+        site, policy = self._policies.get(name, (None, None))
+        if site is None or policy is None or site.is_old:
+            site = await self._share.site(name, lambda: self._read_site(origin))
+            policy = SitePolicy.of(self._terms, site.said)
+            self._forget_policy(name)
+            self._policies[name] = site, policy
+            self._policy_bytes += policy.size
+            while len(self._policies) > KEPT_POLICIES or self._policy_bytes > KEPT_POLICY_BYTES:
+                self._forget_policy(next(iter(self._policies)))
+        else:
+            self._policies.move_to_end(name)
+        return policy
+
+    def _forget_policy(self, name: str) -> None:
+        if name in self._policies:
+            self._policy_bytes -= self._policies.pop(name)[1].size
+
+    async def _read_site(self, origin: URL) -> Site:
+        """Raises _Failure where nobody is there who could be asked, HostDown."""
+        files: dict[str, SiteFile] = {}
+        for path in self._terms.files():
+            so_far = SitePolicy.of(self._terms, read_site(self._terms, files)).before(path)
+            if so_far.reason is Reason.OPTOUT_UNREACHABLE:
+                break
+            if so_far.reason is not Reason.OPTOUT_ROBOTS:  # it holds for these files too
+                files[path] = await self._site_file(origin.with_path(path))
+        unreadable = any(file.unreadable for file in files.values())
+        lasts_s = UNREADABLE_LASTS_S if unreadable else SITE_LASTS_S
+        return Site(read_site(self._terms, files), time.time(), lasts_s)
+
+    async def _site_file(self, url: URL) -> SiteFile:
+        """One of a site's files, asked for again like a picture. Raises _Failure, HostDown."""
+        attempts = 0
+        while True:
+            reply, is_at_home = await self._followed(url)
+            attempts += 1
+            there = reply.connected or reply.status is not None
+            if reply.reason is not None and not there and is_at_home:
+                # The rows say so themselves, and try again for themselves.
+                raise _Failure(reply.reason, f"{url}: {reply.detail}", worth_asking=reply.worth_asking)
+            file = _site_file(reply)
+            if not (file.unreadable and reply.reason in TRANSIENT and attempts <= self._spec.retries):
+                return file
+            await _pause(attempts)
+
+    async def _followed(self, url: URL) -> tuple["_Reply", bool]:
+        """Where the redirects of a site's file lead, and whether it has come out at the site itself."""
+        left = self._spec.timeout_s
+        hops = 0
+        while True:
+            reply = await self._asked(url, left, None)
+            if reply.location is None:
+                return reply, not hops
+            left -= reply.seconds
+            hops += 1
+            try:
+                url = _redirected(url, reply.location)
+                if hops > MAX_REDIRECTS:
+                    raise _Failure(Reason.REDIRECT_LIMIT, f"{hops} redirects, the last to {url}")
+            except _Failure as failure:
+                return replace(reply, reason=failure.reason, detail=str(failure)), False
 
     def _unless_out_of_files(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -327,14 +434,37 @@ class _Reply:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes | None = None
     location: str | None = None  # where a redirect leads, as it says; empty where it does not
+    connected: bool = False  # before it failed, where no answer had begun
+    verdict: Verdict | None = None  # of the site
     worth_asking: bool = True  # again, soon, after a transient failure
     seconds: float = 0.0  # without waiting for the host's turn
 
 
 class _Failure(Exception):
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, *, worth_asking: bool = True) -> None:
         super().__init__(detail)
-        self.reason = reason
+        self.reason, self.worth_asking = reason, worth_asking
+
+
+async def _pause(attempts: int) -> None:
+    """At random over the whole span: a host that fell over is not asked by all its rows at one moment. What
+    the host itself asks for in Retry-After is its budget's matter.
+    """
+    await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))))
+
+
+def _site_file(reply: "_Reply") -> SiteFile:
+    """What the answer to the request for one of a site's files means (RFC 9309, section 2.3.1)."""
+    status = reply.status
+    if reply.reason is None:
+        return SiteFile(reply.body, status)
+    if reply.reason is Reason.BODY_EMPTY:
+        return SiteFile(b"", status)
+    nowhere = (Reason.REDIRECT_LIMIT, Reason.REDIRECT_BAD, Reason.BAD_SCHEME, Reason.HTTP_OTHER)
+    refused = status is not None and 400 <= status < 500 and status != 429
+    if refused or reply.reason in nowhere:
+        return SiteFile(None, status)
+    return SiteFile(None, status, unreadable=reply.reason)
 
 
 def _redirected(url: URL, location: str) -> URL:
@@ -412,24 +542,27 @@ def clean(text: str) -> str:
 # The body
 
 
-async def _body(response: aiohttp.ClientResponse, spec: FetchSpec) -> bytes:
-    """All of it, unpacked, of at most max_bytes packed and unpacked. Raises _Failure."""
-    limit = spec.max_bytes
+async def _body(response: aiohttp.ClientResponse, spec: FetchSpec, *, limit: int, cut: bool = False) -> bytes:
+    """All of it, unpacked, of at most `limit` bytes packed and unpacked; or with `cut` the first so many.
+    Raises _Failure.
+    """
     encoding = ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower()
-    unpack = None if encoding in ("", "identity") else _Unpack(encoding, limit)
-    if (response.content_length or 0) > limit:
+    unpack = None
+    if encoding not in ("", "identity"):
+        unpack = _Unpack(encoding, limit + UNPACKED_BLOCK if cut else limit)
+    if not cut and (response.content_length or 0) > limit:
         raise _Failure(Reason.BODY_LIMIT, f"Content-Length {response.content_length}")
     parts: list[bytes] = []
-    received = 0
+    received = so_far = 0
     pace = _Pace(spec.min_bytes_per_s)
     while part := await pace.read(response.content):
         received += len(part)
-        if received > limit:
+        if received > limit and not cut:
             raise _Failure(Reason.BODY_LIMIT, f"more than {limit} bytes")
-        if unpack:
-            parts.extend(unpack(part))
-        else:
-            parts.append(part)
+        for piece in unpack(part) if unpack else (part,):
+            parts.append(piece)
+            if cut and (so_far := so_far + len(piece)) >= limit:
+                return b"".join(parts)[:limit]
     if unpack and received and not unpack.complete:
         raise _Failure(Reason.BODY_TRUNCATED, f"{encoding} ends early")
     body = b"".join(parts)

@@ -39,6 +39,11 @@ class Progress:
     def __init__(self) -> None:
         self.stage = "looking up the name"
 
+    @property
+    def connected(self) -> bool:
+        """Has the server had the request, or should have?"""
+        return self.stage not in ("looking up the name", "connecting", "in the TLS handshake")
+
 
 # A context variable, because aiohttp hands nothing from a request down to its connection.
 progress: ContextVar[Progress] = ContextVar("progress")

@@ -55,8 +55,10 @@ def normalise(body: bytes, spec: ImageSpec, rotation: int | None = None) -> Pict
         return Reason.DECODE_LIMIT
     try:
         image = pixels.decode(kind, file, shape)
-    # Decoders answer hostile bytes with nearly any exception (SyntaxError, struct.error, MemoryError), and
-    # whichever it is, it says one thing.
+    except MemoryError:
+        return Reason.DECODE_LIMIT
+    # Decoders answer hostile bytes with nearly any exception (SyntaxError, struct.error), and whichever it
+    # is, it says one thing.
     except Exception:
         return Reason.DECODE_FAILED
 

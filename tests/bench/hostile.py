@@ -114,7 +114,7 @@ def main() -> None:
         draw_photos(Path(name), width=width, height=height, count=count)
         with serving(Path(name)) as (address, _):
             to = {"*": address} | {hostile(sort, n): bad for sort in SORTS for n in range(HOSTILE)}
-            spec = FetchSpec(connect_to=to, per_host_rate=1e6, retries=0)
+            spec = FetchSpec(connect_to=to, per_host_rate=1e6, retries=0, consent=())
             for _ in range(given.repeats):
                 for sort in ("clean", *SORTS):
                     rows = (given.window if sort == "window" else given.images) // (HOSTS - HOSTILE)

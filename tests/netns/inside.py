@@ -27,7 +27,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 from urllib.parse import parse_qs, quote
 
 import aiohttp
@@ -40,7 +40,7 @@ from pmd.fetch.address import AddressPolicy, GuardedConnector, is_temporary
 from pmd.fetch.client import Answer, Client
 from pmd.fetch.file import download_file
 from pmd.fetch.probe import look_up
-from pmd.manifest import FetchSpec
+from pmd.manifest import FetchSpec, Signal
 from tests.netns import spellings
 from tests.small import photo
 
@@ -247,9 +247,12 @@ def host_of(how: str, *addresses: str, mark: str = "x") -> str:
 
 
 def spec(**keys: Any) -> FetchSpec:
-    """Production's, but for how fast: nothing is mapped, nothing private is allowed."""
+    """Production's, but for how fast, and that sites are not asked first: nothing is mapped, nothing private
+    is allowed.
+    """
     rates = {"per_host_rate": 1e6, "per_host_connections": 64, "per_address_connections": 64}
-    return FetchSpec.model_validate({"timeout_s": 20, "retries": 0, "patience_s": 1} | rates | keys)
+    others = {"timeout_s": 20, "retries": 0, "patience_s": 1, "consent": ()}
+    return FetchSpec.model_validate(others | rates | keys)
 
 
 async def fetch(urls: Iterable[str], spec: FetchSpec) -> list[Answer]:
@@ -330,8 +333,11 @@ async def robots(world: World) -> dict[str, Any]:
         secret = place.encode().translate(None, b"\r\n").hex()
         labels = ".".join(secret[at : at + 60] for at in range(0, len(secret), 60))
         if len(labels) < 200:
-            urls += [f"http://robots-x.{labels}.{ZONE}/{name}" for name in ("robots.txt", "good.jpg")]
-    return told(world, urls, await fetch(urls, spec()))
+            urls.append(f"http://robots-x.{labels}.{ZONE}/")
+    files, pictures = [url + "robots.txt" for url in urls], [url + "good.jpg" for url in urls]
+    answers = await fetch(files, spec())
+    answers += await fetch(pictures, spec(consent=get_args(Signal)))
+    return told(world, files + pictures, answers)
 
 
 async def names(world: World) -> dict[str, Any]:
