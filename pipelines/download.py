@@ -29,8 +29,8 @@ from pipelines.job import Job, Task
 from pipelines.run import Shared, Tell, task_name
 from pmd import images
 from pmd.archives import Archives
-from pmd.fetch.budget import Share
 from pmd.fetch.client import Answer, Client
+from pmd.fetch.share import Share
 from pmd.fetch.url import BadUrl, read_url
 from pmd.images.sandbox import kept_sandbox
 from pmd.records import Reason
@@ -39,6 +39,7 @@ from pmd.storage import Store
 from pmd.tables import FETCHED, write_table
 
 TELL_EVERY_S = 0.5
+WAITS_EVERY_S = 2.0
 MOST_HELD = 64 << 20  # bytes of bodies that wait for a decoder; those under way come on top
 DECODERS = 2  # processes that a worker has decode while it waits for the web, and threads that wait for them
 
@@ -156,6 +157,7 @@ class _Download:
         self._room = asyncio.Event()
         self._room.set()
         self._kept = 0
+        self._waits = ""  # what for, where no row ends
         self._dropped: Counter[str] = Counter()
 
     async def run(self, records: list[_Record]) -> None:
@@ -195,12 +197,26 @@ class _Download:
                             answer = await client.fetch(record.url)
                         await self._end(record, answer or NOT_IN_ARCHIVE)
 
+            telling = asyncio.create_task(self._keep_telling(share))
+            lanes: list[asyncio.Task[None]] = []
             # As many as a host bears, so that a slow host keeps none waiting but its own rows.
             for host, waiting in hosts.items():
-                lanes = spec.bears(host).connections if host else 2 * DECODERS
-                for _ in range(min(lanes, len(waiting))):
-                    group.create_task(lane(waiting))
-        self.requests = client.requests
+                count = spec.bears(host).connections if host else 2 * DECODERS
+                for _ in range(min(count, len(waiting))):
+                    lanes.append(group.create_task(lane(waiting)))
+            try:
+                if lanes:
+                    await asyncio.wait(lanes)
+            finally:
+                telling.cancel()
+        self.requests, self._waits = client.requests, ""
+
+    async def _keep_telling(self, share: Share) -> None:
+        """Also while no row ends."""
+        while True:
+            await asyncio.sleep(WAITS_EVERY_S)
+            self._waits = share.waits()
+            self._tell(self.tick())
 
     async def _by_img2dataset(self, records: list[_Record]) -> None:
         asked: dict[int, tuple[_Record, str]] = {}
@@ -283,7 +299,8 @@ class _Download:
             self._tell(self.tick())
 
     def tick(self) -> dict[str, Any]:
-        return {"done": len(self.rows), "kept": self._kept, "dropped": dict(self._dropped)}
+        dropped = dict(self._dropped)
+        return {"done": len(self.rows), "kept": self._kept, "dropped": dropped, "waits": self._waits}
 
 
 def _log_row(record: _Record, answer: Answer) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pmd.tables import write_table
 def filter_(job: Job) -> None:
     """Judge every raw file of this run's sources that has no verdicts yet."""
     unfinished = job.unfinished("shards", "filter")
-    repeats = _Repeats(job, [*dict.fromkeys(task.source for task in unfinished)])
+    repeats = Repeats(job, [*dict.fromkeys(task.source for task in unfinished)])
     tasks = [JudgeTask(**vars(task), repeats=repeats.to_drop(task)) for task in unfinished]
     with job.progress.stage("filter", Counter(task.source for task in tasks), unit="files"):
         for _ in job.run(judge_file, tasks):
@@ -76,7 +76,7 @@ class _File(NamedTuple):
     looks: pa.Table
 
 
-class _Repeats:
+class Repeats:
     """The repeats among the images of some sources, and of those before them where that counts."""
 
     def __init__(self, job: Job, sources: list[str]) -> None:

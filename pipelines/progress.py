@@ -31,15 +31,19 @@ class Tick:
     done: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    waits: str = ""  # what for, where it stands still
 
     def add(self, other: "Tick") -> None:
         self.done += other.done
         self.kept += other.kept
         self.dropped.update(other.dropped)
+        self.waits = self.waits or other.waits
 
     @classmethod
     def of(cls, word: Mapping[str, Any]) -> "Tick":
-        return cls(word.get("done", 0), word.get("kept", 0), Counter(word.get("dropped", {})))
+        return cls(
+            word.get("done", 0), word.get("kept", 0), Counter(word.get("dropped", {})), word.get("waits", "")
+        )
 
 
 @dataclass
@@ -165,6 +169,8 @@ class Progress:
             ]
         if rate > 0 and tick.done < total:
             parts.append(f"{clock((total - tick.done) / rate)} left")
+        if tick.waits:
+            parts.append(f"({tick.waits})")
         return "  ".join(parts)
 
 

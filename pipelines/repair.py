@@ -33,8 +33,7 @@ import xxhash
 from rich.table import Table
 
 from pipelines.download import download
-from pipelines.filter import _Repeats as Repeats  # pyright: ignore[reportPrivateUsage]
-from pipelines.filter import judged_raw
+from pipelines.filter import Repeats, judged_raw
 from pipelines.job import DEFINITION, REPAIRING, Job, Task, finished, numbered, read_plan
 from pipelines.lock import LOCK, lock, shard_facts
 from pipelines.run import Tell

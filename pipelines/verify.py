@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.job import REPAIRING
 from pipelines.lock import LOCK
 from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
@@ -52,6 +53,10 @@ def verify(store: Store, *, threads: int, told: Callable[[int], None] = lambda f
     except Damaged as error:
         return Verdict(1, (Bad(LOCK, None, str(error)),))
     bad = list(_strangers(store, lock))
+    if store.exists(REPAIRING):
+        bad.append(
+            Bad(REPAIRING, None, "a repair was stopped while it exchanged shards; run `pmd repair` again")
+        )
     by_path = {file.path: file for file in lock.files}
     with ThreadPoolExecutor(threads) as pool:
         judged = pool.map(lambda file: list(_faults(store, file, by_path, _image_format(lock))), lock.files)

@@ -25,29 +25,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.run import Shared, Tell, Where, Workers, task_name, workers
-from pmd.fetch import budget as module
+from pmd.fetch import sites as sites_module
 from pmd.fetch.address import LookupFailed
 from pmd.fetch.budget import (
     AHEAD_S,
     BREAK_AFTER,
-    LEASE_S,
-    LONGEST_PAUSE_S,
-    MARGIN_S,
+    EXCHANGES_PER_S,
+    FAULTS,
     RECOVER_S,
     SILENT_S,
-    SLOW_S,
-    SLOW_TIMES,
-    Ask,
     Budget,
-    End,
-    Grant,
-    HostDown,
-    News,
-    Reply,
-    Share,
-    Site,
-    retry_after_s,
 )
+from pmd.fetch.news import LEASE_S, MARGIN_S, TICK_S, Ask, End, Grant, News, Reply, Site
+from pmd.fetch.retry_after import LONGEST_PAUSE_S, retry_after_s
+from pmd.fetch.share import SLOW_S, SLOW_TIMES, HostDown, Share
 from pmd.manifest import FetchSpec, HostSpec
 from pmd.records import Reason
 
@@ -153,8 +144,8 @@ def test_workers_share_a_host_evenly_as_soon_as_there_are_two() -> None:
 def test_the_more_workers_there_are_the_less_often_each_is_heard() -> None:
     table = Table(fast())
     replies = [table.asker().tell() for _ in range(1000)]
-    assert replies[0].tick_s == module.TICK_S
-    assert replies[-1].tick_s * module.EXCHANGES_PER_S >= 999
+    assert replies[0].tick_s == TICK_S
+    assert replies[-1].tick_s * EXCHANGES_PER_S >= 999
 
 
 def test_what_a_dead_worker_held_comes_back_by_itself() -> None:
@@ -430,7 +421,7 @@ def test_a_retry_after_is_taken_at_its_word_for_a_day() -> None:
     assert table.budget.state()["longest"][0]["seconds"] == LONGEST_PAUSE_S
 
 
-@pytest.mark.parametrize("reason", sorted(module.FAULTS))
+@pytest.mark.parametrize("reason", sorted(FAULTS))
 def test_a_host_that_fails_again_and_again_is_left_alone_and_then_tried_once(reason: Reason) -> None:
     table = Table(fast(per_host_connections=9))
     asker, other = table.asker(), table.asker()
@@ -666,8 +657,8 @@ def test_a_claim_that_comes_to_nothing_goes_to_the_next(how: str) -> None:
 
 
 def test_equal_site_files_are_kept_once_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_NAMES", 10)
-    sites = module.Sites(60.0, taken_until=0.0)
+    monkeypatch.setattr(sites_module, "KEPT_SITES", 10)
+    sites = sites_module.Sites(60.0, taken_until=0.0)
     for number in range(20):
         sites.publish(f"{number}.example", said(bytes(100)), 0.0)
     assert sites._size == 100  # pyright: ignore[reportPrivateUsage]
@@ -1191,6 +1182,7 @@ def test_an_outage_burns_no_row(lost: bool) -> None:
             during = asyncio.ensure_future(rows(100, 100))
             await asyncio.sleep(60)
             assert here.budget.state()["outage_s"] > 40
+            assert "no name is found" in shares[0].waits()
             if lost:
                 here.budget = Budget(spec, restarted=True, clock=loop.time, chance=lambda: 1.0)
                 await asyncio.sleep(30)
@@ -1200,6 +1192,7 @@ def test_an_outage_burns_no_row(lost: bool) -> None:
             works = True
             assert await during == {"found": 75, "failed": 25}
             assert here.budget.state()["outage_s"] is None
+            assert not shares[0].waits()
 
     in_no_time(main)
 
@@ -1309,7 +1302,7 @@ def test_no_bound_is_broken_and_nobody_starves_whatever_happens(
                     with web.request(host, *hosts[host]):
                         await asyncio.sleep(chance.random() * chance.choice([0.01, 0.2, 3.0]))
                     if trouble and chance.random() < 0.2:
-                        reason = chance.choice([*sorted(module.FAULTS), Reason.HTTP_404])
+                        reason = chance.choice([*sorted(FAULTS), Reason.HTTP_404])
                         after = chance.choice([None, 0.5, 4.0, 300.0]) if "http" in reason else None
                         slot.ended(reason, retry_after_s=after)
                     else:

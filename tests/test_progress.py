@@ -67,6 +67,13 @@ def test_a_task_that_begins_anew_takes_back_what_it_said(log: io.StringIO) -> No
     assert "4/4 images" in line and "kept 25%  timeout 75%" in line
 
 
+def test_what_a_run_waits_for_is_told_while_it_does(log: io.StringIO) -> None:
+    shown = progress(log, terminal=True)
+    with shown.stage("download", {"cc3m": 10}):
+        shown.heard(Task("cc3m", 0), tick(1) | {"waits": "12 hosts left alone"})
+    assert "12 hosts left alone" in log.getvalue()
+
+
 def test_a_quiet_display_shows_notes_alone(log: io.StringIO) -> None:
     shown = progress(log, quiet=True, terminal=True)
     with shown.stage("download", {"coco": 1}):

@@ -548,7 +548,7 @@ def test_a_repair_killed_at_any_moment_goes_on_to_the_same_corpus(
     small.better(lost(before), 1)
     small.build(after)
     # Every file with one of them; for the others some are enough to tell.
-    steps = 1 if begun == "without raw" else 4
+    steps = 2 if begun == "without raw" else 5
     line = [sys.executable, "-m", "tests.test_repair", before, after, out, small.corpus, str(steps)]
     done = subprocess.run([*map(str, line)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-9000:]
@@ -572,6 +572,7 @@ def main(before: Path, after: Path, out: Path, corpus: str, steps: int) -> None:
         if files(out) not in (files(before), files(after)) and has_lock:
             kills["mixed"] += 1
             assert (out / REPAIRING).exists(), "files and lock disagree, and nobody is told"
+            assert REPAIRING in {bad["path"] for bad in run("verify", out, code=1)["bad"]}
             assert in_child(["verify", str(out), "--json"]) == 1
         if files(out) == files(before) and raw(out) != raw(before):
             assert (out / REPAIRING).exists(), "raw/ has answers that no shard has, and nobody is told"

@@ -34,10 +34,13 @@ from yarl import URL
 
 from pmd.errors import BadRequest, PmdError
 from pmd.fetch.address import AddressPolicy, BlockedAddress, LookupFailed, is_temporary
-from pmd.fetch.budget import Budget, HostDown, Share, Site, retry_after_s
+from pmd.fetch.budget import Budget
 from pmd.fetch.connection import HEAD_BYTES, HEAD_FIELDS, BoundedConnector, Progress, progress
 from pmd.fetch.consent import HEADERS, READ_BYTES, SiteFile, SitePolicy, Terms, Verdict, read_site
+from pmd.fetch.news import Site
 from pmd.fetch.placeholders import known_placeholders
+from pmd.fetch.retry_after import retry_after_s
+from pmd.fetch.share import HostDown, Share
 from pmd.fetch.url import BadUrl, follow, read_url
 from pmd.manifest import FetchSpec
 from pmd.records import TRANSIENT, Reason

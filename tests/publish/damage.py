@@ -73,7 +73,7 @@ REASONS: dict[Damage, Reason] = {
     Damage.SERVER_ERROR: Reason.HTTP_5XX,
     Damage.RESET: Reason.CONNECT_RESET,
     Damage.HTML_200: Reason.NOT_AN_IMAGE,
-    Damage.REMOVED: Reason.HTTP_404,  # what the site means; pmd has no rule for it yet
+    Damage.REMOVED: Reason.PLACEHOLDER,
     Damage.NOT_IN_ARCHIVE: Reason.NOT_IN_ARCHIVE,
     Damage.TRUNCATED_JPEG: Reason.BODY_TRUNCATED,
     Damage.GARBAGE: Reason.NOT_AN_IMAGE,
