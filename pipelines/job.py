@@ -11,7 +11,6 @@ leaves nothing held.
 import contextlib
 import fcntl
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -240,7 +239,6 @@ def definition(corpus: Corpus, limit: int | None) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     ours = {"pyarrow": pa.__version__, "orjson": orjson.__version__}
     asking = {"placeholders": known_placeholders().version, "consent": known_words().version}
-    asking["protego"] = importlib.metadata.version("protego")
     return ours | asking | images.versions()
 
 

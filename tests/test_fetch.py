@@ -135,6 +135,40 @@ def answer_to(*parts: bytes, scheme: str = "http") -> Answer:
     return asyncio.run(ask())
 
 
+def test_a_request_on_a_connection_that_was_closed_meanwhile_is_sent_again_and_counted() -> None:
+    """One on a fresh connection is not: that is the host's failure, and for its retries to say."""
+    received = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        serving.add(asyncio.current_task())
+        for number in range(2):  # the second request of a connection finds it closed
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            received += 1
+            if number or path == b"/never":
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def ask() -> tuple[list[Answer], int]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        spec = FetchSpec(retries=0, connect_to={"*": f"{host}:{port}"}, consent=(), per_host_rate=1e6)
+        async with server, Client(spec) as client:
+            answers = [
+                await client.fetch(f"http://raw.example{path}") for path in ("/1", "/2", "/3", "/never")
+            ]
+            return answers, client.requests
+
+    serving: set[asyncio.Task[Any] | None] = set()
+    answers, sent = asyncio.run(ask())
+    assert [answer.reason for answer in answers] == [None, None, None, Reason.CONNECT_RESET]
+    assert [answer.attempts for answer in answers] == [1, 1, 1, 1]
+    assert sent == received == 1 + 2 + 2 + 2
+
+
 OK, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"Transfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n"
 
 

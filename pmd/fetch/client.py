@@ -233,13 +233,17 @@ class Client:
         begun = time.monotonic()
         try:
             addresses = await self._addresses(host, url.port or 0, time_left)
-            looked_up = time.monotonic() - begun
+            spent = time.monotonic() - begun
             delay = policy.crawl_delay_s if policy else None
-            async with self._share.slot(host, addresses=addresses, crawl_delay_s=delay) as slot:
-                begun = time.monotonic()
-                reply = await self._hop(url, time_left - looked_up, policy)
-                slot.ended(reply.reason, retry_after_s=_asked_for(reply))
-                return replace(reply, seconds=looked_up + time.monotonic() - begun)
+            while True:
+                async with self._share.slot(host, addresses=addresses, crawl_delay_s=delay) as slot:
+                    begun = time.monotonic()
+                    reply = await self._hop(url, time_left - spent, policy)
+                    spent += time.monotonic() - begun
+                    if reply.is_stale:
+                        continue  # in its turn, as any other request
+                    slot.ended(reply.reason, retry_after_s=_asked_for(reply))
+                    return replace(reply, seconds=spent)
         except TimeoutError:
             return _Reply(Reason.TIMEOUT, self._over("looking up the name", url))
         except (BlockedAddress, OSError) as error:  # LookupFailed is one
@@ -297,7 +301,9 @@ class Client:
         except (aiohttp.ClientError, HttpProcessingError, BlockedAddress, OSError) as error:
             self._unless_out_of_files(error)
             cause = f"{type(error).__name__} {reached.stage}: {error}"
-            return replace(reply, reason=reason_of(error), detail=cause, connected=reached.connected)
+            reason = reason_of(error)
+            stale = reason is Reason.CONNECT_RESET and reply.status is None and reached.is_reused
+            return replace(reply, reason=reason, detail=cause, connected=reached.connected, is_stale=stale)
 
     # What sites say of themselves
 
@@ -404,8 +410,19 @@ def session_opener(spec: FetchSpec) -> Callable[[], aiohttp.ClientSession]:
     except OSError as error:
         raise BadRequest(f"[fetch] ca_file: {spec.ca_file}: {error}") from None
     tls.set_alpn_protocols(["http/1.1"])
-    return lambda: aiohttp.ClientSession(
-        connector=BoundedConnector(policy, tls=tls, lookups=spec.connections),
+
+    def open_session() -> aiohttp.ClientSession:
+        session = _session(policy, tls, name, lookups=spec.connections)
+        # It would ask again by itself, beside every host's bounds. There is no other way to say so.
+        session._retry_connection = False  # pyright: ignore[reportPrivateUsage]
+        return session
+
+    return open_session
+
+
+def _session(policy: AddressPolicy, tls: ssl.SSLContext, name: str, *, lookups: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=BoundedConnector(policy, tls=tls, lookups=lookups),
         headers={"User-Agent": name, "Accept": "*/*", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the deadline is ours
@@ -438,6 +455,7 @@ class _Reply:
     body: bytes | None = None
     location: str | None = None  # where a redirect leads, as it says; empty where it does not
     connected: bool = False  # before it failed, where no answer had begun
+    is_stale: bool = False  # a kept connection had been closed meanwhile, which says nothing of the host
     verdict: Verdict | None = None  # of the site
     worth_asking: bool = True  # again, soon, after a transient failure
     seconds: float = 0.0  # without waiting for the host's turn
@@ -463,7 +481,7 @@ def _site_file(reply: "_Reply") -> SiteFile:
         return SiteFile(reply.body, status)
     if reply.reason is Reason.BODY_EMPTY:
         return SiteFile(b"", status)
-    nowhere = (Reason.REDIRECT_LIMIT, Reason.REDIRECT_BAD, Reason.BAD_SCHEME, Reason.HTTP_OTHER)
+    nowhere = (Reason.REDIRECT_LIMIT, Reason.REDIRECT_BAD, Reason.BAD_SCHEME)
     refused = status is not None and 400 <= status < 500 and status != 429
     if refused or reply.reason in nowhere:
         return SiteFile(None, status)

@@ -38,6 +38,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.stage = "looking up the name"
+        self.is_reused = False  # the connection: it has served before
 
     @property
     def connected(self) -> bool:
@@ -76,12 +77,16 @@ class Connection(ResponseHandler):
         super().__init__(loop)
         _reach("in the TLS handshake")  # TCP has connected; without TLS the next stage follows at once
         self._answered = True  # there is no request yet
+        self._has_served = False
         self._received = 0  # bytes of the head, then of what follows it
         self._last = b""  # the last bytes of an unfinished head
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
         _reach("waiting for an answer")
+        if found := progress.get(None):
+            found.is_reused = self._has_served
+        self._has_served = True
         self._answered, self._received, self._last = False, 0, b""
         super().set_response_params(**params)
 

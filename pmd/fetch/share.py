@@ -492,11 +492,11 @@ class Share:
         fetch = next(iter(visit.waiting.values()))
         try:
             site = await fetch()
+            assert len(site.said) <= SITE_BYTES, (host, len(site.said))
         except Exception as error:
             end: Site | Exception = error
             self._given_back.append(host)
         else:
-            assert len(site.said) <= SITE_BYTES, (host, len(site.said))
             end = site
             self._published.append((host, site))
         del self._visits[host]
