@@ -377,6 +377,16 @@ def test_too_many_requests_halve_a_rate_which_recovers_slowly() -> None:
     assert asker.ask(want=1).spacing_s == pytest.approx(0.25)
 
 
+def test_a_host_that_floods_is_asked_less_often_and_nothing_worse() -> None:
+    table = Table(FetchSpec(per_host_rate=4.0))
+    asker = table.asker()
+    for _ in range(2 * BREAK_AFTER):
+        asker.fail(Reason.BODY_LIMIT)
+        table.now += 1.5
+    assert asker.ask(want=1).spacing_s > 4.0
+    assert not table.budget.state()["left_alone"]
+
+
 # Pauses
 
 

@@ -226,7 +226,7 @@ class Budget:
         reason, asked_for = end.reason, end.retry_after_s
         if reason in UNASKED:
             return
-        if reason is Reason.HTTP_429:
+        if reason in (Reason.HTTP_429, Reason.BODY_LIMIT):
             host.slow_down(now)
         if reason not in FAULTS:
             host.recover()

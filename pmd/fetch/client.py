@@ -242,7 +242,9 @@ class Client:
                     spent += time.monotonic() - begun
                     if reply.is_stale:
                         continue  # in its turn, as any other request
-                    slot.ended(reply.reason, retry_after_s=_asked_for(reply))
+                    # A picture that is said to be too large costs nobody anything; to be flooded does.
+                    cheap = reply.reason is Reason.BODY_LIMIT and not reply.is_flood
+                    slot.ended(None if cheap else reply.reason, retry_after_s=_asked_for(reply))
                     return replace(reply, seconds=spent)
         except TimeoutError:
             return _Reply(Reason.TIMEOUT, self._over("looking up the name", url))
@@ -294,7 +296,7 @@ class Client:
                     raise _Failure(Reason.PLACEHOLDER, f"{name}: the bytes of {url}")
                 return replace(reply, body=body)
         except _Failure as failure:
-            return replace(reply, reason=failure.reason, detail=str(failure))
+            return replace(reply, reason=failure.reason, detail=str(failure), is_flood=failure.is_flood)
         except TimeoutError:
             cause = self._over(reached.stage, url)
             return replace(reply, reason=Reason.TIMEOUT, detail=cause, connected=reached.connected)
@@ -456,15 +458,18 @@ class _Reply:
     location: str | None = None  # where a redirect leads, as it says; empty where it does not
     connected: bool = False  # before it failed, where no answer had begun
     is_stale: bool = False  # a kept connection had been closed meanwhile, which says nothing of the host
+    is_flood: bool = False  # more came than was said, or nothing was said
     verdict: Verdict | None = None  # of the site
     worth_asking: bool = True  # again, soon, after a transient failure
     seconds: float = 0.0  # without waiting for the host's turn
 
 
 class _Failure(Exception):
-    def __init__(self, reason: Reason, detail: str, *, worth_asking: bool = True) -> None:
+    def __init__(
+        self, reason: Reason, detail: str, *, worth_asking: bool = True, is_flood: bool = False
+    ) -> None:
         super().__init__(detail)
-        self.reason, self.worth_asking = reason, worth_asking
+        self.reason, self.worth_asking, self.is_flood = reason, worth_asking, is_flood
 
 
 async def _pause(attempts: int) -> None:
@@ -579,7 +584,7 @@ async def _body(response: aiohttp.ClientResponse, spec: FetchSpec, *, limit: int
     while part := await pace.read(response.content):
         received += len(part)
         if received > limit and not cut:
-            raise _Failure(Reason.BODY_LIMIT, f"more than {limit} bytes")
+            raise _Failure(Reason.BODY_LIMIT, f"more than {limit} bytes", is_flood=True)
         for piece in unpack(part) if unpack else (part,):
             parts.append(piece)
             if cut and (so_far := so_far + len(piece)) >= limit:
@@ -654,7 +659,8 @@ class _Unpack:
                 raise _Failure(Reason.BAD_ENCODING, str(error)) from None
             self._left -= len(unpacked)
             if self._left < 0:
-                raise _Failure(Reason.BODY_LIMIT, f"more than {self._limit} bytes once unpacked")
+                unpacked_too_large = f"more than {self._limit} bytes once unpacked"
+                raise _Failure(Reason.BODY_LIMIT, unpacked_too_large, is_flood=True)
             if self._inflater.unused_data:
                 raise _Failure(Reason.BAD_ENCODING, "more bytes after the end of the packed ones")
             packed = self._inflater.unconsumed_tail

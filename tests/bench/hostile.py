@@ -5,10 +5,10 @@
 
 The clock stops when the last good row has its image; the rows of hostile hosts are left as they are. They
 come in two sorts: `stalling` ones are silent or crawl, and hold connections; `flooding` ones send all they
-can. Both hand the client all rows at once. `window` is of both sorts, handed over as `pmd download` does:
-the next row when fewer than twice the client's connections are under way. Nothing is decoded. All else is
-the default of [fetch], deadlines too, but for retries and the rate per host. Good and hostile servers run on
-the same machine, so what floods also takes its processor from the client: look at `cpu_ms` too.
+can. Rows are asked for as `pmd download` does it: as many at a time of each host as it bears. Nothing is
+decoded. All else is the default of [fetch], deadlines and the rate per host too, but for retries. The same
+without a bound on the rate (`unbounded`) shows what the client itself can bear; there the good and the
+hostile server, which run on the same machine, take their processor from it: look at `cpu_ms` too.
 """
 
 import asyncio
@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pmd.fetch.client import Client
 from pmd.manifest import FetchSpec
@@ -37,7 +39,8 @@ FLOODING = (
     *(Fault.ENDLESS_PROVISIONAL, Fault.ENDLESS_HEAD, Fault.ENDLESS_EXTENSION, Fault.REDIRECT_ENDLESS),
     *(Fault.RESET, Fault.NO_BYTES, Fault.TRUNCATED, Fault.MANY_FIELDS, Fault.REDIRECT_LOOP),
 )
-SORTS = {"stalling": STALLING, "flooding": FLOODING, "window": STALLING + FLOODING}
+SORTS = {"stalling": STALLING, "flooding": FLOODING}
+UNBOUNDED = "unbounded_"  # before the name of a sort
 
 
 def good(number: int) -> str:
@@ -74,66 +77,74 @@ def hostile_server() -> Iterator[str]:
             server.stdin.close()
 
 
-async def fetch_rows(urls: list[str], spec: FetchSpec, *, window: int) -> tuple[float, float]:
+async def fetch_rows(urls: list[str], spec: FetchSpec) -> tuple[float, float]:
     """Seconds until the last good row has its image, and our processor time until then."""
     begun, cpu = time.perf_counter(), time.process_time()
     left = sum(url.startswith("http://good") for url in urls)
     done = asyncio.Event()
-    under_way = asyncio.Semaphore(window)
+    hosts: dict[str, deque[str]] = defaultdict(deque)
+    for url in urls:
+        hosts[urlsplit(url).netloc].append(url)
 
-    async def one(client: Client, url: str) -> None:
+    async def lane(client: Client, rows: deque[str]) -> None:
         nonlocal left
-        answer = await client.fetch(url)
-        under_way.release()
-        if url.startswith("http://good"):
-            assert answer.body, answer
-            left -= 1
-            if not left:
-                done.set()
+        while rows:
+            url = rows.popleft()
+            answer = await client.fetch(url)
+            if url.startswith("http://good"):
+                assert answer.body, answer
+                left -= 1
+                if not left:
+                    done.set()
 
-    async def feed(client: Client, group: asyncio.TaskGroup) -> None:
-        for url in urls:
-            await under_way.acquire()
-            tasks.append(group.create_task(one(client, url)))
-
-    tasks: list[asyncio.Task[None]] = []
     async with Client(spec) as client, asyncio.TaskGroup() as group:
-        tasks.append(group.create_task(feed(client, group)))
+        lanes = [
+            group.create_task(lane(client, rows))
+            for host, rows in hosts.items()
+            for _ in range(spec.bears(host).connections)
+        ]
         await done.wait()
         taken = time.perf_counter() - begun, time.process_time() - cpu
-        for task in tasks:
+        for task in lanes:
             task.cancel()
     return taken
 
 
 def main() -> None:
-    given = options(__doc__, images=4_000, window=400, repeats=3)
+    given = options(__doc__, images=16_000, repeats=3)
     taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as name, hostile_server() as bad:
         width, height, count = PHOTOS["coco"]
         draw_photos(Path(name), width=width, height=height, count=count)
         with serving(Path(name)) as (address, _):
             to = {"*": address} | {hostile(sort, n): bad for sort in SORTS for n in range(HOSTILE)}
-            spec = FetchSpec(connect_to=to, per_host_rate=1e6, retries=0, consent=())
+            spec = FetchSpec(connect_to=to, retries=0, consent=())
             for _ in range(given.repeats):
-                for sort in ("clean", *SORTS):
-                    rows = (given.window if sort == "window" else given.images) // (HOSTS - HOSTILE)
-                    urls = [f"http://{good(n)}/{row % count}.jpg" for n in GOOD for row in range(rows)]
-                    if sort != "clean":
-                        bads = range(HOSTILE)
-                        urls += [f"http://{hostile(sort, n)}/{row}.jpg" for n in bads for row in range(rows)]
-                    random.Random(0).shuffle(urls)
-                    window = 2 * spec.connections if sort == "window" else len(urls)
-                    seconds, cpu = asyncio.run(fetch_rows(urls, spec, window=window))
-                    images = rows * len(GOOD)
-                    taken.setdefault(sort, []).append((images / seconds, 1e3 * cpu / images))
-                    print(sort, taken[sort][-1], file=sys.stderr)
+                for bound in ("", UNBOUNDED):
+                    bears = spec.model_copy(update={"per_host_rate": 1e6}) if bound else spec
+                    for sort in ("clean", *SORTS):
+                        rows = given.images // (HOSTS - HOSTILE)
+                        urls = [f"http://{good(n)}/{row % count}.jpg" for n in GOOD for row in range(rows)]
+                        if sort != "clean":
+                            bads = range(HOSTILE)
+                            urls += [
+                                f"http://{hostile(sort, n)}/{row}.jpg" for n in bads for row in range(rows)
+                            ]
+                        random.Random(0).shuffle(urls)
+                        seconds, cpu = asyncio.run(fetch_rows(urls, bears))
+                        images = rows * len(GOOD)
+                        taken.setdefault(bound + sort, []).append((images / seconds, 1e3 * cpu / images))
+                        print(bound + sort, taken[bound + sort][-1], file=sys.stderr)
     figures = {"images": float(given.images), "hosts": float(HOSTS), "hostile_hosts": float(HOSTILE)}
     for sort, runs in taken.items():
         figures[f"{sort}_images_per_s"] = statistics.median(speed for speed, _ in runs)
         figures[f"{sort}_cpu_ms"] = statistics.median(cpu for _, cpu in runs)
-    clean = figures["clean_images_per_s"]
-    ratios = {f"{sort}_speed_of_clean": figures[f"{sort}_images_per_s"] / clean for sort in SORTS}
+    ratios = {
+        f"{bound}{sort}_speed_of_clean": figures[f"{bound}{sort}_images_per_s"]
+        / figures[f"{bound}clean_images_per_s"]
+        for bound in ("", UNBOUNDED)
+        for sort in SORTS
+    }
     report("hostile", figures=figures, ratios=ratios, as_json=given.json)
 
 
