@@ -259,3 +259,10 @@ def added(first: int, second: int) -> int:
     low = (first + second) & _ALL
     high = ((first >> 64) + (second >> 64)) & _ALL
     return high << 64 | low
+
+
+def subtracted(whole: int, part: int) -> int:
+    """What is left of a certificate without a part."""
+    low = (whole - part) & _ALL
+    high = ((whole >> 64) - (part >> 64)) & _ALL
+    return high << 64 | low

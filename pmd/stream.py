@@ -29,9 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pmd.errors import BadRequest, Damaged, Refused
+from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
-from pmd.order import Order, Places, keyed
+from pmd.order import Numbers, Order, Places, keyed
+from pmd.records import key_hash
 
 # A visit gives an image with one of its captions; or each caption is visited, with its image.
 Unit = Literal["images", "pairs"]
@@ -49,8 +50,11 @@ class Sample(NamedTuple):
     source: str
     image: bytes  # the stored file
     caption: str
+    caption_number: int  # among the kept captions of its image, from 0 on
     # Of the caption: x, y, width, height, in shares of the image's sides.
     box: tuple[float, float, float, float] | None
+    # The key of the sample whose turn it was, if this one stands in for it.
+    instead_of: str | None = None
 
 
 class Damage(NamedTuple):
@@ -72,11 +76,8 @@ class Identity:
     seed: int
     window: int
 
-    def check(self, other: "Identity") -> None:
-        """Raises Refused, saying what differs, unless `other` delivers the same."""
-        for name, mine in vars(self).items():
-            if mine != (others := getattr(other, name)):
-                raise Refused(f"the stream's {name} is {mine}, the saved state's is {others}")
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {"sources": [*self.sources]}
 
 
 class Stream:
@@ -117,6 +118,25 @@ class Stream:
         """Positions of an epoch."""
         return self.order.samples
 
+    @property
+    def shards(self) -> int:
+        return len(self._tars)
+
+    def positions(self) -> int | None:
+        return len(self)
+
+    def described(self) -> dict[str, Any]:
+        return self.identity.as_json()
+
+    def mark(self, sample: Sample) -> int:
+        """What stands for it in proofs: 64 bits of the image, or of the image and its caption."""
+        return mark(sample.key, sample.caption_number, self.identity.unit)
+
+    def ordered_mark(self, epoch: int, position: int) -> int:
+        """The same of the sample whose turn it is, without reading it."""
+        (shard,), (sample,) = self.order.at(epoch, np.array([position]))
+        return int(self._shard(int(shard)).mark(int(sample), self.identity.unit))
+
     def keys(self, epoch: int, positions: Places) -> list[str]:
         """The keys of the samples at some positions, as they are delivered if none is damaged."""
         at = self.order.at(epoch, positions)
@@ -141,7 +161,14 @@ class Stream:
             raise Damaged(f"{self._folder}: {attempt} samples tried for position {position} are all damaged")
         other = keyed(self.identity.seed, epoch, position, attempt, _SUBSTITUTE) % len(self)
         at = self.order.at(epoch, np.array([other]))
-        return self._delivered(epoch, position, int(at.shard[0]), int(at.sample[0]), attempt)
+        sample = self._delivered(epoch, position, int(at.shard[0]), int(at.sample[0]), attempt)
+        (ordered,) = self.keys(epoch, np.array([position]))
+        return sample._replace(instead_of=ordered)
+
+    def marks(self, number: int) -> Numbers:
+        """What stands for each sample of a shard in proofs."""
+        shard, unit = self._shard(number), self.identity.unit
+        return np.array([shard.mark(sample, unit) for sample in range(shard.counted(unit))], np.uint64)
 
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None:
         """Enter a sample that could not be used into the list of damages."""
@@ -164,6 +191,7 @@ class Stream:
             shard.source,
             image,
             shard.texts[place.caption].as_py(),
+            place.caption - shard.first(place.row),
             shard.box(place),
         )
 
@@ -180,6 +208,11 @@ class Stream:
             while len(self._open) > self._room:
                 self._open.popitem(last=False)
         return shard
+
+
+def mark(key: str, caption_number: int, unit: Unit) -> int:
+    """A number of 64 bits for one sample: an image, or one of its captions where these are visited."""
+    return key_hash(key) if unit == "images" else keyed(key_hash(key), caption_number)
 
 
 def _read_lock(folder: Path) -> Lock:
@@ -228,6 +261,14 @@ class _Shard:
 
     def key(self, sample: int, unit: Unit) -> str:
         return self.keys[self.place(sample, unit, 0).row].as_py()
+
+    def mark(self, sample: int, unit: Unit) -> int:
+        row, caption = self.place(sample, unit, 0)
+        return mark(self.keys[row].as_py(), caption - self.first(row), unit)
+
+    def first(self, row: int) -> int:
+        """A row's first kept caption, among those of the shard."""
+        return int(self._first[row])
 
     def place(self, sample: int, unit: Unit, chance: int) -> _Place:
         if unit == "pairs":

@@ -90,12 +90,11 @@ class Sandbox:
 
     def cpu_s(self) -> float:
         """What its processes have used so far, of those that live."""
-        ticks = 0
+        used = 0.0
         for pid in self.pids:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])  # in the program, in the kernel for it
-        return ticks / os.sysconf("SC_CLK_TCK")
+            with contextlib.suppress(OSError):
+                used += time.clock_gettime((~pid << 3) | 2)  # the clock that Linux has of each process
+        return used
 
     def normalise(self, body: bytes, rotation: int | None = None) -> Picture | Reason:
         """As pmd.images.normalise does it. Waits for a process that is free.
