@@ -49,7 +49,8 @@ def test_every_hostile_file_has_one_outcome_and_the_same_one_twice(tmp_path: Pat
         )
         corpus.write_text(
             'name = "hostile"\nsources = ["cc12m"]\n[source.cc12m]\nfiles = ["cc12m.tsv"]\n'
-            f"[fetch]\nretries = 0\nper_host_rate = 1e6\nper_host_connections = 8\nconnect_to = {{ {connect_to} }}\n"
+            "[fetch]\nretries = 0\nper_host_rate = 1e6\nper_host_connections = 8\n"
+            f"connect_to = {{ {connect_to} }}\n"
         )
         told: list[dict[str, Any]] = []
         for out in ("first", "second"):
