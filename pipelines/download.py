@@ -61,8 +61,6 @@ FETCH_LOG = pa.schema(
 
 def download(job: Job) -> None:
     """Fetch every plan file of this run's sources that has not been fetched."""
-    if job.corpus.fetch.engine == "img2dataset":
-        img2dataset.check(job.corpus.fetch)
     tasks: list[DownloadTask] = []
     totals: Counter[str] = Counter()
     for task in job.unfinished("shards", "raw"):

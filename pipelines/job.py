@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from pipelines import img2dataset
 from pipelines.progress import Progress
 from pipelines.run import Done, Function, Shared, Where, Workers, workers
 from pmd import images, text
@@ -258,6 +259,8 @@ def open_job(
     Raises Busy when another run holds it, Refused when it was made under another definition, or when a
     repair of it was stopped half-way and this run does not go on with that.
     """
+    if corpus.fetch.engine == "img2dataset":
+        img2dataset.check(corpus.fetch)
     chosen = tuple(only) or corpus.sources
     for source in chosen:
         if source not in corpus.sources:
