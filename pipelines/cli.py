@@ -22,6 +22,7 @@ from pipelines.filter import filter_
 from pipelines.job import Job, open_job
 from pipelines.library import Library
 from pipelines.lock import lock
+from pipelines.order import corpus_of, order
 from pipelines.pin import pin, pin_source
 from pipelines.plan import plan
 from pipelines.progress import Progress
@@ -36,6 +37,7 @@ from pmd.manifest import FetchSpec, load_corpus, load_source, manifest_folder
 from pmd.report.sources import describe_source, sources_table
 from pmd.report.table import comparison, corpus_table, reasons_table, within
 from pmd.sources import READERS
+from pmd.stream import Stream, Unit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -371,6 +373,32 @@ def show_command(
     elif sheet is None:
         for sample in samples:
             print(showing.describe(sample))
+
+
+@app.command("order", help="The training order: which samples a rank sees from a position of an epoch on.")
+def order_command(
+    lock: Annotated[str, typer.Argument(metavar="LOCK", help="A lock.json, or the folder it is in.")],
+    seed: Annotated[int, typer.Option("--seed", help="Of the order.")] = 0,
+    epoch: Annotated[int, typer.Option("--epoch", min=0)] = 0,
+    world: Annotated[int, typer.Option("--world", min=1, help="Ranks.")] = 1,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="One of them.")] = 0,
+    start: Annotated[int, typer.Option("--start", min=0, help="Position in the epoch.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=0, help="Samples of this rank.")] = 20,
+    unit: Annotated[Unit, typer.Option("--unit", help="What is visited.")] = "images",
+    window: Annotated[int, typer.Option("--window", min=1, help="Shards that are mixed at a time.")] = 32,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    stream = Stream(corpus_of(lock), sources=sources or (), unit=unit, seed=seed, window=window)
+    found = order(stream, epoch=epoch, world=world, rank=rank, start=start, count=count)
+    if as_json:
+        _print_json({"ok": True, "positions": len(stream), "samples": [*found]})
+        return
+    for position, key in found:
+        print(f"{position}\t{key}")
 
 
 @app.command("sources", help="The datasets that can be read: terms, sizes, and whether they are pinned here.")

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmd.errors import BadRequest, Damaged, Refused
-from pmd.order import Mix, Places, added, keyed, order_hash, set_hash, subtracted
-from pmd.stream import Sample, Stream
+from pmd.stream.order import Mix, Places, added, keyed, order_hash, set_hash, subtracted
+from pmd.stream.samples import Sample, Stream
 
 FORMAT = 1  # of a state
 # What becomes of the samples at the end of an epoch that fill no batch: left out, or filled up by others of

@@ -31,14 +31,14 @@ import pyarrow.parquet as pq
 
 from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
-from pmd.order import Numbers, Order, Places, keyed
 from pmd.records import key_hash
+from pmd.stream.order import Numbers, Order, Places, keyed
 
 # A visit gives an image with one of its captions; or each caption is visited, with its image.
 Unit = Literal["images", "pairs"]
 
 SUBSTITUTES = 100  # samples tried in place of a damaged one before a corpus counts as broken
-_CAPTION, _SUBSTITUTE = 16, 17  # purposes of keys; those below 16 are pmd.order's
+_CAPTION, _SUBSTITUTE = 16, 17  # purposes of keys; those below 16 are order.py's
 
 
 class Sample(NamedTuple):

@@ -1,4 +1,4 @@
-"""The laws of pmd/stream.py: at a position of an epoch there is one sample, whole and proven, for all."""
+"""The laws of pmd/stream/samples.py: at a position there is one sample, whole and proven, for all."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""The laws of pmd/feed.py: one sequence for any number of ranks, and a place in it that no stop loses."""
+"""The laws of pmd/stream/feed.py: one sequence for all numbers of ranks, and a place that no stop loses."""
 
 import json
 import random
@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmd.errors import BadRequest, Damaged, Refused
-from pmd.feed import Blend, Feed, Gather, Proof, Remainder, Source, prove
-from pmd.order import mix_of
 from pmd.stream import Sample, Stream, Unit
+from pmd.stream.feed import Blend, Feed, Gather, Proof, Remainder, Source, prove
+from pmd.stream.order import mix_of
 from tests.locked import locked
-from tests.test_stream import damage
+from tests.test_stream_samples import damage
 
 SHARDS = {"coco": (7, 0, 5, 11), "cc3m": (1, 9, 30)}
 SAMPLES = 63

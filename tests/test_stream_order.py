@@ -1,14 +1,15 @@
-"""The laws of pmd/order.py: each sample once an epoch, whoever asks and from wherever on."""
+"""The laws of pmd/stream/order.py: each sample once an epoch, whoever asks and from wherever on."""
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmd.order import (
+from pmd.stream.order import (
     SORTED,
     Mix,
     Order,
@@ -21,6 +22,9 @@ from pmd.order import (
     set_hash,
     tempered,
 )
+from pmd.stream.samples import Stream
+from tests.locked import locked
+from tests.small import pmd, pmd_json
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=30)
 
@@ -204,3 +208,47 @@ def test_parts_add_up_to_the_whole_and_any_change_shows(keys: list[int], data: s
     assert set_hash(told[:-1]) != set_hash(told)
     twice = np.append(told[:-1], told[0])
     assert set_hash(twice) != set_hash(told) and order_hash(0, at, twice) != whole
+
+
+# pmd order
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    locked(folder, {"coco": (7, 0, 5), "cc3m": (1, 9)})
+    return folder
+
+
+def lines(*arguments: str | Path) -> list[tuple[int, str]]:
+    told = (line.split("\t") for line in pmd("order", *arguments).stdout.splitlines())
+    return [(int(position), key) for position, key in told]
+
+
+def test_ranks_print_the_sequence_that_the_stream_delivers(corpus: Path) -> None:
+    stream = Stream(corpus, seed=7)
+    keys = [*enumerate(stream.keys(2, np.arange(22)))]
+    common = (corpus / "lock.json", "--seed", "7", "--epoch", "2")
+    assert lines(corpus, "--seed", "7", "--epoch", "2", "--count", "22") == keys
+    ranks = [lines(*common, "--world", "3", "--rank", str(rank), "--start", "5") for rank in range(3)]
+    assert sorted(line for rank in ranks for line in rank) == keys[5:]
+    assert all(position % 3 == rank for rank in range(3) for position, _ in ranks[rank])
+    assert lines(*common, "--world", "3", "--rank", "1", "--start", "5", "--count", "2") == [
+        keys[7],
+        keys[10],
+    ]
+    told = pmd_json("order", *common, "--start", "20")
+    assert told == {"ok": True, "positions": 22, "samples": [[*line] for line in keys[20:]]}
+
+
+def test_pairs_of_one_source_are_printed_too(corpus: Path) -> None:
+    stream = Stream(corpus, sources=["coco"], unit="pairs")
+    told = lines(corpus, "--unit", "pairs", "--source", "coco", "--count", "1000")
+    assert [key for _, key in told] == stream.keys(0, np.arange(len(stream)))
+
+
+def test_an_order_that_cannot_be_is_a_bad_request(corpus: Path, tmp_path: Path) -> None:
+    assert "ranks are 0 to 1" in pmd("order", corpus, "--world", "2", "--rank", "2", code=2).stderr
+    assert "an epoch has 22 samples" in pmd("order", corpus, "--start", "23", code=2).stderr
+    assert "has no lock.json" in pmd("order", tmp_path, code=2).stderr
+    assert "has no source 'sbu'" in pmd("order", corpus, "--source", "sbu", code=2).stderr

@@ -1,0 +1,29 @@
+"""A locked corpus -> what a training run sees, in its order.
+
+order.py     which sample stands at which position: a pure function, in closed form
+samples.py   lock and shards -> Stream: the sample at any position, read in place and checked
+feed.py      Stream, or several blended -> batches, where a run stands, and the proof of what it saw
+"""
+
+from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, prove
+from pmd.stream.order import keyed, mix_of, tempered
+from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit
+
+__all__ = [
+    "Batch",
+    "Blend",
+    "Damage",
+    "Feed",
+    "Gather",
+    "Identity",
+    "Proof",
+    "Remainder",
+    "Sample",
+    "Source",
+    "Stream",
+    "Unit",
+    "keyed",
+    "mix_of",
+    "prove",
+    "tempered",
+]
