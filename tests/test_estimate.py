@@ -199,7 +199,8 @@ def test_a_sample_is_asked_politely_and_nothing_is_written(drawn: Drawn) -> None
 def test_the_same_files_and_seed_give_the_same_sample(drawn: Drawn) -> None:
     drawn.web.forget()
     again = run("estimate", drawn.corpus, "--samples", str(SAMPLES), "--workers", "2")
-    assert sorted(pictures_asked(drawn.web)) == sorted(drawn.asked)
+    # A connection that was closed meanwhile makes one request more, now and then.
+    assert {*pictures_asked(drawn.web)} == {*drawn.asked}
     for source, told in drawn.estimated["sources"].items():
         for name in ("rows", "images", "pairs", "stored_bytes", "yield", "lost"):
             assert again["sources"][source][name] == told[name], (source, name)
@@ -207,7 +208,7 @@ def test_the_same_files_and_seed_give_the_same_sample(drawn: Drawn) -> None:
     drawn.corpus.write_text("seed = 1\n" + (text := drawn.corpus.read_text()))
     run("estimate", drawn.corpus, "--samples", str(SAMPLES))
     drawn.corpus.write_text(text)
-    assert sorted(pictures_asked(drawn.web)) != sorted(drawn.asked)
+    assert {*pictures_asked(drawn.web)} != {*drawn.asked}
 
 
 def test_hosts_are_those_of_the_corpus(drawn: Drawn) -> None:
