@@ -189,11 +189,12 @@ def test_none_outlives_its_sandbox_nor_its_parent() -> None:
 
 
 def test_one_sandbox_is_kept_until_another_spec_comes() -> None:
-    first = kept_sandbox(SPEC, processes=1)
+    own = ImageSpec(image_size=97, quality=91)  # no other test has kept one for it
+    first = kept_sandbox(own, processes=1)
     first.normalise(photo(0))
     (pid,) = first.pids
-    assert kept_sandbox(ImageSpec(image_size=96), processes=1) is first
-    other = kept_sandbox(ImageSpec(image_size=64), processes=1)
+    assert kept_sandbox(ImageSpec(image_size=97, quality=91), processes=1) is first
+    other = kept_sandbox(ImageSpec(image_size=98), processes=1)
     assert other is not first and not psutil.pid_exists(pid)
     other.close()
 
