@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,18 @@ def picture(seed: int, *, size: tuple[int, int] = (96, 64)) -> bytes:
     return file.getvalue()
 
 
-def locked(folder: Path, shards: dict[str, Iterable[int]], *, dropped: int = 1, captions: int = 3) -> Lock:
+def locked(
+    folder: Path,
+    shards: dict[str, Iterable[int]],
+    *,
+    dropped: int = 1,
+    captions: int = 3,
+    broken: Container[int] = (),
+) -> Lock:
     """Write a corpus: of each source, a shard for each number, which says how many samples it keeps.
 
     Beside them each shard has `dropped` rows that are not kept. Sample n of all has n % captions + 1
-    captions, the second with a box, and one more that was dropped.
+    captions, the second with a box, and one more that was dropped. The image of a broken one is none.
     """
     files: list[LockedFile] = []
     sources: dict[str, LockedSource] = {}
@@ -41,7 +48,7 @@ def locked(folder: Path, shards: dict[str, Iterable[int]], *, dropped: int = 1, 
             for n in range(number, number + size + dropped):
                 row = _row(source, n, captions)
                 if n < number + size:
-                    images[row["key"]] = picture(n)
+                    images[row["key"]] = b"\xff\xd8\xff no picture" if n in broken else picture(n)
                     row |= _kept(images[row["key"]])
                 else:
                     row |= {"status": "failed_to_download", "reason": "http_404", "error_message": "HTTP 404"}
