@@ -2,6 +2,7 @@
 
 order.py     which sample stands at which position: a pure function, in closed form
 samples.py   lock and shards -> Stream: the sample at any position, read in place and checked
+cache.py     shards that lie elsewhere, kept here while they are needed
 feed.py      Stream, or several blended -> batches, where a run stands, and the proof of what it saw
 """
 

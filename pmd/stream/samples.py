@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,8 @@ import pyarrow.parquet as pq
 from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
 from pmd.records import key_hash
+from pmd.storage import Store
+from pmd.stream.cache import Cache
 from pmd.stream.order import Numbers, Order, Places, keyed
 
 # A visit gives an image with one of its captions; or each caption is visited, with its image.
@@ -92,13 +94,21 @@ class Stream:
         seed: int = 0,
         window: int = 32,
         verified: bool = True,
+        cache: str | Path | None = None,
+        cache_bytes: int = 100 << 30,
     ) -> None:
-        """window: shards that are mixed, and open, at a time. verified: check each image's sha256.
+        """folder: of the corpus; also s3://..., gs://..., http://..., where there is a cache. window: shards
+        that are mixed, and open, at a time. verified: check each image's sha256. cache: a folder that keeps
+        up to `cache_bytes` of shards, and may be shared with other processes and corpora.
 
         Raises BadRequest where there is no lock or no such source, Damaged where the lock is.
         """
-        self._folder = Path(folder)
-        self._lock = _read_lock(self._folder)
+        self._store = Store(str(folder))
+        self._lock = _read_lock(self._store)
+        if not self._store.is_local and cache is None:
+            raise BadRequest(f"{folder} is not on this machine: give cache=FOLDER, to keep its shards in")
+        kept = None if cache is None else Cache(self._store, cache, most=cache_bytes)
+        self._files = _Files(self._store, self._lock, kept)
         chosen = tuple(sources) or tuple(sorted(self._lock.sources))
         for source in chosen:
             if source not in self._lock.sources:
@@ -112,6 +122,7 @@ class Stream:
         # Of two windows: at a boundary, readers of both are at work.
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._room, self._guard = 2 * window, threading.Lock()
+        self._ahead = -1, 0  # the epoch and window that was looked ahead from last
         self.damages: list[Damage] = []
 
     def __len__(self) -> int:
@@ -145,9 +156,17 @@ class Stream:
             for shard, sample in zip(*at, strict=True)
         ]
 
+    def close(self) -> None:
+        """Stop what goes on for it. What its cache holds stays."""
+        self._files.close()
+        with self._guard:
+            self._open.clear()
+
     def read(self, epoch: int, positions: Places) -> list[Sample]:
         """The samples at some positions. Raises Damaged where hardly any can be read."""
         at = self.order.at(epoch, positions)
+        if positions.size:
+            self._look_ahead(epoch, int(positions[0]))
         return [
             self._delivered(epoch, int(position), int(shard), int(sample))
             for position, shard, sample in zip(positions, *at, strict=True)
@@ -158,7 +177,9 @@ class Stream:
         and at all times. For samples that can be read but not decoded.
         """
         if attempt > SUBSTITUTES:
-            raise Damaged(f"{self._folder}: {attempt} samples tried for position {position} are all damaged")
+            raise Damaged(
+                f"{self._store.root}: {attempt} samples tried for position {position} are all damaged"
+            )
         other = keyed(self.identity.seed, epoch, position, attempt, _SUBSTITUTE) % len(self)
         at = self.order.at(epoch, np.array([other]))
         sample = self._delivered(epoch, position, int(at.shard[0]), int(at.sample[0]), attempt)
@@ -195,6 +216,15 @@ class Stream:
             shard.box(place),
         )
 
+    def _look_ahead(self, epoch: int, position: int) -> None:
+        """Have the shards come that are needed next, whenever a new window begins."""
+        shards = self.order.shards_from(epoch, position)
+        if (epoch, len(shards)) != self._ahead:
+            self._ahead = epoch, len(shards)
+            self._files.expect(
+                [self._tars[number] for number in shards.tolist()], ahead=2 * self.order.window
+            )
+
     def _shard(self, number: int) -> "_Shard":
         with self._guard:
             shard = self._open.get(number)
@@ -202,7 +232,7 @@ class Stream:
                 self._open.move_to_end(number)
                 return shard
         # Outside of the guard: others read on meanwhile. Two may open one shard; the second is dropped.
-        opened = _open_shard(self._folder, self._tars[number], self.identity.unit)
+        opened = _open_shard(self._files, self._tars[number], self.identity.unit)
         with self._guard:
             shard = self._open.setdefault(number, opened)
             while len(self._open) > self._room:
@@ -215,11 +245,10 @@ def mark(key: str, caption_number: int, unit: Unit) -> int:
     return key_hash(key) if unit == "images" else keyed(key_hash(key), caption_number)
 
 
-def _read_lock(folder: Path) -> Lock:
-    path = folder / "lock.json"
-    if not path.is_file():
-        raise BadRequest(f"{folder} has no lock.json: `pmd lock` makes it, `pmd build` does all")
-    return read_lock(path.read_bytes(), where=str(path))
+def _read_lock(store: Store) -> Lock:
+    if not store.exists("lock.json"):
+        raise BadRequest(f"{store.root} has no lock.json: `pmd lock` makes it, `pmd build` does all")
+    return read_lock(store.read_bytes("lock.json"), where=store.path("lock.json"))
 
 
 def _source_of(file: LockedFile) -> str:
@@ -237,8 +266,11 @@ class _Place(NamedTuple):
 class _Shard:
     """The kept rows of a shard's index, and its tar, open."""
 
-    def __init__(self, tar: Path, source: str, index: pa.Table) -> None:
-        self.source, self._tar = source, tar
+    def __init__(self, tar: BinaryIO, told: str, source: str, index: pa.Table) -> None:
+        """told: how the tar is called to a person."""
+        self.source, self._tar = source, told
+        self._opened = tar  # which closes itself
+        self._file = tar.fileno()
         self.keys = index["key"].combine_chunks()
         self._offsets, self._sizes = (index[name].to_numpy() for name in ("offset", "size"))
         self._hashes = index["stored_sha256"].combine_chunks()
@@ -250,11 +282,10 @@ class _Shard:
         of_row = pc.list_parent_indices(captions).filter(kept).to_numpy()
         # Where each row's kept captions begin among all; and the end of the last.
         self._first = np.searchsorted(of_row, np.arange(len(self.keys) + 1))
-        self._file = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
+        if (opened := getattr(self, "_opened", None)) is not None:
+            opened.close()
 
     def counted(self, unit: Unit) -> int:
         return len(self.keys) if unit == "images" else len(self.texts)
@@ -295,21 +326,46 @@ class _Shard:
         return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def _open_shard(folder: Path, file: LockedFile, unit: Unit) -> _Shard:
+def _open_shard(files: "_Files", file: LockedFile, unit: Unit) -> _Shard:
     """Raises Damaged where the index is not one, or not this tar's as the lock knows it."""
-    tar = folder / file.path
-    index = tar.with_suffix(".parquet")
+    index = file.path.removesuffix(".tar") + ".parquet"
     try:
-        kept = pq.read_table(index, columns=[*_COLUMNS], filters=pc.field("status") == "success")
-        shard = _Shard(tar, _source_of(file), kept)
+        with files.open(index) as opened:
+            kept = pq.read_table(opened, columns=[*_COLUMNS], filters=pc.field("status") == "success")
+        shard = _Shard(files.open(file.path), files.told(file.path), _source_of(file), kept)
     except (OSError, pa.ArrowException) as error:
-        raise Damaged(f"{index}: {error}; `pmd verify {folder}` says more") from None
+        raise Damaged(f"{files.told(index)}: {error}; `pmd verify` says more") from None
     if shard.counted(unit) != getattr(file, unit):
         raise Damaged(
-            f"{index} has {shard.counted(unit)} {unit}, the lock says {getattr(file, unit)}; "
-            f"`pmd verify {folder}` says more"
+            f"{files.told(index)} has {shard.counted(unit)} {unit}, the lock says {getattr(file, unit)}; "
+            "`pmd verify` says more"
         )
     return shard
+
+
+class _Files:
+    """The files of a locked corpus, read here or by way of a cache."""
+
+    def __init__(self, store: Store, lock: Lock, cache: Cache | None) -> None:
+        self._store, self._cache = store, cache
+        self._locked = {file.path: file for file in lock.files}
+
+    def told(self, path: str) -> str:
+        """How a person calls a file."""
+        return self._store.path(path)
+
+    def open(self, path: str) -> BinaryIO:
+        return self._store.open(path) if self._cache is None else self._cache.open(self._locked[path])
+
+    def expect(self, tars: Sequence[LockedFile], *, ahead: int) -> None:
+        """These shards are read next, in this order."""
+        if self._cache is not None:
+            pairs = [(self._locked[tar.path.removesuffix(".tar") + ".parquet"], tar) for tar in tars]
+            self._cache.expect([file for pair in pairs for file in pair], ahead=2 * ahead)
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
 
 
 _COLUMNS = (
