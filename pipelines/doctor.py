@@ -25,7 +25,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +37,7 @@ from pmd.fetch.probe import Visit, authorities, look_up, visit
 from pmd.fetch.url import BadUrl, read_url
 from pmd.manifest import Corpus, Edition, FetchSpec, ImageSpec, load_source, manifest_folder
 from pmd.storage import Store
+from pmd.tables import read_table
 
 State = Literal["ok", "warn", "bad", "skipped"]
 
@@ -407,7 +407,7 @@ def _urls(corpus: Corpus | None, store: Store | None) -> Iterator[str]:
             last = plan["shards"] - 1
             for number in sorted({0, last // 2, last} if last >= 0 else ()):
                 with store.reading(numbered("plan", source, number)) as path:
-                    yield from filter(None, pq.read_table(path, columns=["url"])["url"].to_pylist())
+                    yield from filter(None, read_table(path, columns=["url"])["url"].to_pylist())
             continue
         given = corpus.source_spec(source) if corpus else None
         if edition := _edition(corpus, source):

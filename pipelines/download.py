@@ -36,7 +36,7 @@ from pmd.images.sandbox import kept_sandbox
 from pmd.records import Reason
 from pmd.shards import TarWriter
 from pmd.storage import Store
-from pmd.tables import FETCHED, write_table
+from pmd.tables import FETCHED, read_table, write_table
 
 TELL_EVERY_S = 0.5
 WAITS_EVERY_S = 2.0
@@ -90,7 +90,7 @@ def download_file(task: DownloadTask, tell: Tell) -> dict[str, Any]:
     """Fetch the images of one plan file."""
     store = Store(task.root)
     with store.reading(task.name("plan")) as path:
-        plan = pq.read_table(path, columns=[*_COLUMNS])
+        plan = read_table(path, columns=[*_COLUMNS])
     with store.writing(task.name("raw", "tar")) as path:
         # A checksum against bit rot until the shard is written; the hashes that identify are in the index.
         writer = TarWriter(path, xxhash.xxh3_128())

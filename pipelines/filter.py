@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.job import Job, Task, finished, numbered, read_plan
 from pipelines.run import Tell
@@ -22,7 +21,7 @@ from pmd import dedup, filters
 from pmd.errors import BadRequest
 from pmd.records import Reason
 from pmd.storage import Store
-from pmd.tables import write_table
+from pmd.tables import read_table, write_table
 
 
 def filter_(job: Job) -> None:
@@ -44,7 +43,7 @@ def judge_file(task: JudgeTask, tell: Tell) -> dict[str, Any]:
     """Write the verdicts on one raw file."""
     store = Store(task.root)
     with store.reading(task.name("plan")) as planned:
-        keys = pq.read_table(planned, columns=["key"])["key"]
+        keys = read_table(planned, columns=["key"])["key"]
     fetched = _fetched(store, task)
     reasons = filters.judge(fetched, task.corpus.image)
     for row, reason in task.repeats:
@@ -64,7 +63,7 @@ def judged_raw(table: pa.Table) -> str:
 
 def _fetched(store: Store, task: Task) -> pa.Table:
     with store.reading(task.name("raw")) as raw:
-        return pq.read_table(raw)
+        return read_table(raw)
 
 
 # --- what repeats what ---
@@ -188,7 +187,7 @@ def look_at_file(task: Task, tell: Tell) -> dict[str, Any]:
         kept = [reason is None for reason in filters.judge(fetched, task.corpus.image)]
     else:
         with store.reading(numbered("shards", task.source, task.number)) as index:
-            fetched = pq.read_table(index, columns=["sha256", "phash", "reason"])
+            fetched = read_table(index, columns=["sha256", "phash", "reason"])
         # With those dropped as repeats: the same images are compared, and counted, as while raw was there.
         kept = [reason in _NO_OBJECTION for reason in fetched["reason"].to_pylist()]
     table = dedup.looks(fetched, kept)

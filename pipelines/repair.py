@@ -28,7 +28,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 from rich.table import Table
 
@@ -44,7 +43,7 @@ from pmd.manifest import Corpus, load_corpus, parse_corpus
 from pmd.records import TRANSIENT, key_hash
 from pmd.shards import Shard, TarWriter, members, write_shard
 from pmd.storage import Store
-from pmd.tables import FETCHED, INDEX, PLAN, count_rows, write_table
+from pmd.tables import FETCHED, INDEX, PLAN, count_rows, read_table, write_table
 
 FOLDER = "repair"
 BEGUN = f"{FOLDER}/asked.json"  # written when all that is asked is noted: what this repair is about
@@ -240,13 +239,13 @@ def _lost(store: Store, task: Task, reasons: Sequence[str]) -> pa.Table | None:
     else:
         return None  # not fetched at all: a build's work
     with store.open(names[-1]) as file:
-        lost = pc.is_in(pq.read_table(file, columns=["reason"])["reason"], wanted)
+        lost = pc.is_in(read_table(file, columns=["reason"])["reason"], wanted)
     if not pc.any(lost).as_py():
         return None
     columns: dict[str, pa.ChunkedArray] = {}
     for name in names:
         with store.open(name) as file:
-            table = pq.read_table(file)
+            table = read_table(file)
         columns |= {column: table[column] for column in table.column_names}
     whole = pa.table([columns[name] for name in _LOST.names], schema=_LOST)
     return whole.filter(lost)
@@ -341,7 +340,7 @@ def _batches(store: Store, sources: Sequence[str]) -> Iterator[_Batch]:
 
 def _rows(store: Store, name: str) -> list[Row]:
     with store.open(name) as file:
-        return pq.read_table(file, columns=FETCHED.names).to_pylist()
+        return read_table(file, columns=FETCHED.names).to_pylist()
 
 
 class _Change(NamedTuple):
@@ -378,7 +377,7 @@ def _all_alike(some: list[Row], others: list[Row]) -> bool:
 
 def _table(store: Store, name: str) -> pa.Table:
     with store.open(name) as file:
-        return pq.read_table(file)
+        return read_table(file)
 
 
 # --- from there into the output ---
@@ -550,7 +549,7 @@ def _write_log(store: Store, task: AnswerTask) -> None:
     """The fetch log with what is new about these rows. The old one may be gone."""
     keys = pa.array(_keys(store, task.name("plan")))
     with store.open(numbered(f"{FOLDER}/fetchlog", task.source, task.file)) as file:
-        new = pq.read_table(file)
+        new = read_table(file)
     tables = [new.filter(pc.is_in(new["key"], keys))]
     if store.exists(task.name("fetchlog")):
         old = _table(store, task.name("fetchlog"))
@@ -761,7 +760,7 @@ def _reasons(job: Job, source: str, number: int) -> dict[str, str | None]:
     task = job.task(source, number)
     if finished(job.store, task.name("shards"), task.fingerprint):
         with job.store.open(task.name("shards")) as file:
-            index = pq.read_table(file, columns=["key", "reason"])
+            index = read_table(file, columns=["key", "reason"])
         return dict(zip(index["key"].to_pylist(), index["reason"].to_pylist(), strict=True))
     if finished(job.store, task.name("raw"), task.fingerprint):
         rows = pa.Table.from_pylist(_rows(job.store, task.name("raw")), FETCHED)
@@ -772,4 +771,4 @@ def _reasons(job: Job, source: str, number: int) -> dict[str, str | None]:
 
 def _keys(store: Store, name: str) -> list[str]:
     with store.open(name) as file:
-        return pq.read_table(file, columns=["key"])["key"].to_pylist()
+        return read_table(file, columns=["key"])["key"].to_pylist()

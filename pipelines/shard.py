@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.filter import judged_raw
@@ -21,6 +20,7 @@ from pipelines.run import Tell
 from pmd.errors import Damaged
 from pmd.shards import write_shard
 from pmd.storage import Store
+from pmd.tables import read_table
 
 
 def shard(job: Job) -> None:
@@ -68,7 +68,7 @@ def _damaged_raw(task: Task, store: Store) -> Damaged:
 
 def _read(store: Store, name: str) -> pa.Table:
     with store.reading(name) as path:
-        return pq.read_table(path)
+        return read_table(path)
 
 
 def _with_verdicts(*, plan: pa.Table, raw: pa.Table, filter: pa.Table) -> pa.Table:

@@ -7,15 +7,13 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from pipelines.job import numbered, read_plan
 from pipelines.status import status
 from pmd.errors import BadRequest
 from pmd.records import key_hash
 from pmd.report.sheet import Picture, contact_sheet
 from pmd.storage import Store
+from pmd.tables import read_table
 
 
 class Sample(NamedTuple):
@@ -43,7 +41,7 @@ def find(store: Store, keys: Sequence[str]) -> Iterator[Sample]:
         if not store.exists(index):
             raise BadRequest(f"{key} belongs in {store.path(index)}, which is not built yet")
         with store.reading(index) as path:
-            rows = pq.read_table(path, filters=pc.field("key") == key).to_pylist()
+            rows = read_table(path, where=("key", key)).to_pylist()
         if not rows:
             raise BadRequest(f"{key}: {source} has no such record; it would be in {store.path(index)}")
         yield Sample(numbered("shards", source, number, "tar"), rows[0])
@@ -63,7 +61,7 @@ def choose(store: Store, *, only: Sequence[str], count: int, seed: int) -> list[
         samples: list[Sample] = []
         for index in looked:
             with store.reading(index) as path:
-                rows = pq.read_table(path, filters=pc.field("status") == "success").to_pylist()
+                rows = read_table(path, where=("status", "success")).to_pylist()
             samples += [Sample(index.removesuffix("parquet") + "tar", row) for row in rows]
         chosen += chance.sample(samples, min(wanted, len(samples)))
     return chosen

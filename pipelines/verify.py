@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.job import REPAIRING
 from pipelines.lock import LOCK
@@ -20,6 +19,7 @@ from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
 from pmd.shards import tar_faults
 from pmd.storage import Store
+from pmd.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ def _sound_index(store: Store, file: LockedFile, by_path: dict[str, LockedFile])
     if index is None or not store.exists(index.path) or store.sha256(index.path) != index.sha256:
         return None
     with store.reading(index.path) as path:
-        return pq.read_table(path)
+        return read_table(path)

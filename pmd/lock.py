@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pmd.errors import Damaged
+from pmd.errors import BadRequest, Damaged
 from pmd.manifest import Section, canonical_json
+from pmd.storage import Store
 
 FORMAT = 1
 
@@ -82,3 +83,10 @@ def read_lock(data: bytes, *, where: str) -> Lock:
     if lock.root != root_hash(lock.files):
         raise Damaged(f"{where}: its root is not that of its files")
     return lock
+
+
+def read_locked(store: Store) -> Lock:
+    """The lock of a corpus. Raises BadRequest where there is none."""
+    if not store.exists("lock.json"):
+        raise BadRequest(f"{store.root} has no lock.json: `pmd lock` makes it, `pmd build` does all")
+    return read_lock(store.read_bytes("lock.json"), where=store.path("lock.json"))

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmd.tables import INDEX, PLAN, REJECTED, VERDICT, Counts, count_rows, read_footer, write_table
+from pmd.tables import (
+    INDEX,
+    PLAN,
+    REJECTED,
+    VERDICT,
+    Counts,
+    count_rows,
+    read_footer,
+    read_table,
+    write_table,
+)
 
 
 def record_of(
@@ -131,3 +141,22 @@ def test_counts_are_told_as_every_command_prints_them() -> None:
         "dropped": {"caption_short": 1, "http_404": 3},
     }
     assert Counts().as_json()["words_per_caption"] is None
+
+
+def test_tables_are_read_without_the_threads_that_abort_an_interpreter() -> None:
+    """See read_table."""
+    root = Path(__file__).parents[1]
+    sources = [
+        path for folder in ("pmd", "pipelines", "flava_model") for path in (root / folder).rglob("*.py")
+    ]
+    assert not [path for path in sources if "pq.read_table(" in path.read_text()]
+
+
+def test_a_table_is_read_from_a_path_and_a_file_by_column_and_value(tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b", "a"], "size": [1, 2, 3], "other": [None, "x", None]})
+    path = tmp_path / "table.parquet"
+    write_table(path, table, fingerprint="")
+    assert read_table(path).equals(table)
+    with open(path, "rb") as file:
+        assert read_table(file, ["size", "key"]).to_pydict() == {"size": [1, 2, 3], "key": ["a", "b", "a"]}
+    assert read_table(path, ["size"], where=("key", "a")).to_pydict() == {"size": [1, 3], "key": ["a", "a"]}

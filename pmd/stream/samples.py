@@ -27,14 +27,15 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pmd.errors import BadRequest, Damaged
-from pmd.lock import Lock, LockedFile, read_lock
+from pmd.lock import Lock, LockedFile, read_locked
 from pmd.records import key_hash
 from pmd.storage import Store
 from pmd.stream.cache import Cache
 from pmd.stream.order import Numbers, Order, Places, keyed
+from pmd.stream.overlay import Overlay, Times
+from pmd.tables import read_table
 
 # A visit gives an image with one of its captions; or each caption is visited, with its image.
 Unit = Literal["images", "pairs"]
@@ -77,6 +78,7 @@ class Identity:
     unit: Unit
     seed: int
     window: int
+    overlay: str | None  # its sha256
 
     def as_json(self) -> dict[str, Any]:
         return vars(self) | {"sources": [*self.sources]}
@@ -94,17 +96,22 @@ class Stream:
         seed: int = 0,
         window: int = 32,
         verified: bool = True,
+        overlay: str | Path | None = None,
         cache: str | Path | None = None,
         cache_bytes: int = 100 << 30,
     ) -> None:
         """folder: of the corpus; also s3://..., gs://..., http://..., where there is a cache. window: shards
-        that are mixed, and open, at a time. verified: check each image's sha256. cache: a folder that keeps
-        up to `cache_bytes` of shards, and may be shared with other processes and corpora.
+        that are mixed, and open, at a time. verified: check each image's sha256. overlay: a file that
+        says how often each image comes, see overlay.py. cache: a folder that keeps up to `cache_bytes` of
+        shards, and may be shared with other processes and corpora.
 
         Raises BadRequest where there is no lock or no such source, Damaged where the lock is.
         """
         self._store = Store(str(folder))
-        self._lock = _read_lock(self._store)
+        self._lock = read_locked(self._store)
+        self._overlay = None if overlay is None else Overlay.read(overlay)
+        if self._overlay is not None:
+            self._overlay.check(self._lock)
         if not self._store.is_local and cache is None:
             raise BadRequest(f"{folder} is not on this machine: give cache=FOLDER, to keep its shards in")
         kept = None if cache is None else Cache(self._store, cache, most=cache_bytes)
@@ -116,8 +123,9 @@ class Stream:
         self._tars = [
             file for file in self._lock.files if file.path.endswith(".tar") and _source_of(file) in chosen
         ]
-        self.identity = Identity(self._lock.root, tuple(sorted(chosen)), unit, seed, window)
-        self.order = Order([getattr(file, unit) for file in self._tars], seed=seed, window=window)
+        over = self._overlay.sha256 if self._overlay else None
+        self.identity = Identity(self._lock.root, tuple(sorted(chosen)), unit, seed, window, over)
+        self.order = Order([self._count(file) for file in self._tars], seed=seed, window=window)
         self._verified = verified
         # Of two windows: at a boundary, readers of both are at work.
         self._open: OrderedDict[int, _Shard] = OrderedDict()
@@ -128,6 +136,11 @@ class Stream:
     def __len__(self) -> int:
         """Positions of an epoch."""
         return self.order.samples
+
+    def _count(self, file: LockedFile) -> int:
+        """Samples of a shard."""
+        changed = self._overlay.count(file.path, self.identity.unit) if self._overlay else None
+        return getattr(file, self.identity.unit) if changed is None else changed
 
     @property
     def shards(self) -> int:
@@ -146,15 +159,12 @@ class Stream:
     def ordered_mark(self, epoch: int, position: int) -> int:
         """The same of the sample whose turn it is, without reading it."""
         (shard,), (sample,) = self.order.at(epoch, np.array([position]))
-        return int(self._shard(int(shard)).mark(int(sample), self.identity.unit))
+        return self._shard(int(shard)).mark(int(sample))
 
     def keys(self, epoch: int, positions: Places) -> list[str]:
         """The keys of the samples at some positions, as they are delivered if none is damaged."""
         at = self.order.at(epoch, positions)
-        return [
-            self._shard(int(shard)).key(int(sample), self.identity.unit)
-            for shard, sample in zip(*at, strict=True)
-        ]
+        return [self._shard(int(shard)).key(int(sample)) for shard, sample in zip(*at, strict=True)]
 
     def close(self) -> None:
         """Stop what goes on for it. What its cache holds stays."""
@@ -188,8 +198,8 @@ class Stream:
 
     def marks(self, number: int) -> Numbers:
         """What stands for each sample of a shard in proofs."""
-        shard, unit = self._shard(number), self.identity.unit
-        return np.array([shard.mark(sample, unit) for sample in range(shard.counted(unit))], np.uint64)
+        shard = self._shard(number)
+        return np.array([shard.mark(sample) for sample in range(shard.counted())], np.uint64)
 
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None:
         """Enter a sample that could not be used into the list of damages."""
@@ -199,7 +209,7 @@ class Stream:
     def _delivered(self, epoch: int, position: int, number: int, sample: int, attempt: int = 0) -> Sample:
         shard = self._shard(number)
         chance = keyed(self.identity.seed, epoch, position, _CAPTION)
-        place = shard.place(sample, self.identity.unit, chance)
+        place = shard.place(sample, chance)
         try:
             image = shard.image(place.row, verified=self._verified)
         except (OSError, ValueError) as error:
@@ -232,7 +242,9 @@ class Stream:
                 self._open.move_to_end(number)
                 return shard
         # Outside of the guard: others read on meanwhile. Two may open one shard; the second is dropped.
-        opened = _open_shard(self._files, self._tars[number], self.identity.unit)
+        file = self._tars[number]
+        times = self._overlay.times(file.path) if self._overlay else None
+        opened = _open_shard(self._files, file, self.identity.unit, times)
         with self._guard:
             shard = self._open.setdefault(number, opened)
             while len(self._open) > self._room:
@@ -243,12 +255,6 @@ class Stream:
 def mark(key: str, caption_number: int, unit: Unit) -> int:
     """A number of 64 bits for one sample: an image, or one of its captions where these are visited."""
     return key_hash(key) if unit == "images" else keyed(key_hash(key), caption_number)
-
-
-def _read_lock(store: Store) -> Lock:
-    if not store.exists("lock.json"):
-        raise BadRequest(f"{store.root} has no lock.json: `pmd lock` makes it, `pmd build` does all")
-    return read_lock(store.read_bytes("lock.json"), where=store.path("lock.json"))
 
 
 def _source_of(file: LockedFile) -> str:
@@ -266,8 +272,10 @@ class _Place(NamedTuple):
 class _Shard:
     """The kept rows of a shard's index, and its tar, open."""
 
-    def __init__(self, tar: BinaryIO, told: str, source: str, index: pa.Table) -> None:
-        """told: how the tar is called to a person."""
+    def __init__(
+        self, tar: BinaryIO, told: str, source: str, index: pa.Table, unit: Unit, times: Times | None
+    ) -> None:
+        """told: how the tar is called to a person. times: how often each row comes."""
         self.source, self._tar = source, told
         self._opened = tar  # which closes itself
         self._file = tar.fileno()
@@ -282,30 +290,41 @@ class _Shard:
         of_row = pc.list_parent_indices(captions).filter(kept).to_numpy()
         # Where each row's kept captions begin among all; and the end of the last.
         self._first = np.searchsorted(of_row, np.arange(len(self.keys) + 1))
+        # Where the samples of each row end, if these are not simply the rows.
+        self._unit: Unit = unit
+        each = np.diff(self._first) if unit == "pairs" else np.ones(len(self.keys), np.int64)
+        self._ends = (
+            None if unit == "images" and times is None else np.cumsum(each * (1 if times is None else times))
+        )
 
     def __del__(self) -> None:
         if (opened := getattr(self, "_opened", None)) is not None:
             opened.close()
 
-    def counted(self, unit: Unit) -> int:
-        return len(self.keys) if unit == "images" else len(self.texts)
+    def counted(self) -> int:
+        """Samples."""
+        if self._ends is None:
+            return len(self.keys)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
-    def key(self, sample: int, unit: Unit) -> str:
-        return self.keys[self.place(sample, unit, 0).row].as_py()
+    def key(self, sample: int) -> str:
+        return self.keys[self.place(sample, 0).row].as_py()
 
-    def mark(self, sample: int, unit: Unit) -> int:
-        row, caption = self.place(sample, unit, 0)
-        return mark(self.keys[row].as_py(), caption - self.first(row), unit)
+    def mark(self, sample: int) -> int:
+        row, caption = self.place(sample, 0)
+        return mark(self.keys[row].as_py(), caption - self.first(row), self._unit)
 
     def first(self, row: int) -> int:
         """A row's first kept caption, among those of the shard."""
         return int(self._first[row])
 
-    def place(self, sample: int, unit: Unit, chance: int) -> _Place:
-        if unit == "pairs":
-            return _Place(int(np.searchsorted(self._first, sample, side="right")) - 1, sample)
-        first, end = int(self._first[sample]), int(self._first[sample + 1])
-        return _Place(sample, first + chance % (end - first))
+    def place(self, sample: int, chance: int) -> _Place:
+        row = sample if self._ends is None else int(np.searchsorted(self._ends, sample, side="right"))
+        first, end = int(self._first[row]), int(self._first[row + 1])
+        if self._unit == "pairs":  # a row's captions one by one, and again where it comes again
+            assert self._ends is not None
+            chance = sample - (int(self._ends[row - 1]) if row else 0)
+        return _Place(row, first + chance % (end - first))
 
     def image(self, row: int, *, verified: bool) -> bytes:
         """Raises OSError or ValueError where it is not as it was written."""
@@ -326,18 +345,21 @@ class _Shard:
         return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def _open_shard(files: "_Files", file: LockedFile, unit: Unit) -> _Shard:
+def _open_shard(files: "_Files", file: LockedFile, unit: Unit, times: Times | None) -> _Shard:
     """Raises Damaged where the index is not one, or not this tar's as the lock knows it."""
     index = file.path.removesuffix(".tar") + ".parquet"
     try:
         with files.open(index) as opened:
-            kept = pq.read_table(opened, columns=[*_COLUMNS], filters=pc.field("status") == "success")
-        shard = _Shard(files.open(file.path), files.told(file.path), _source_of(file), kept)
+            kept = read_table(opened, _COLUMNS, where=("status", "success"))
+        if times is not None and len(times) != len(kept):
+            raise Damaged(f"{files.told(index)} has {len(kept)} images, the overlay tells of {len(times)}")
+        shard = _Shard(files.open(file.path), files.told(file.path), _source_of(file), kept, unit, times)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"{files.told(index)}: {error}; `pmd verify` says more") from None
-    if shard.counted(unit) != getattr(file, unit):
+    found = len(shard.keys) if unit == "images" else len(shard.texts)
+    if found != getattr(file, unit):
         raise Damaged(
-            f"{files.told(index)} has {shard.counted(unit)} {unit}, the lock says {getattr(file, unit)}; "
+            f"{files.told(index)} has {found} {unit}, the lock says {getattr(file, unit)}; "
             "`pmd verify` says more"
         )
     return shard
