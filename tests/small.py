@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines import cli
 from tests.web import Fault, Web
 
 PMD = str(Path(sys.executable).parent / "pmd")
@@ -152,3 +153,15 @@ def pmd(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[st
 def pmd_json(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
     """The JSON that a command prints on standard output."""
     return json.loads(pmd(*arguments, "--json", code=code).stdout)
+
+
+def run_here(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """A command in this process; the JSON it prints."""
+    stdout, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        done = cli.run([*map(str, arguments), "--json"])
+        said = sys.stdout.getvalue()
+    finally:
+        sys.stdout = stdout
+    assert done == code, said
+    return json.loads(said)

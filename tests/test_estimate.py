@@ -3,11 +3,9 @@ intervals it states, and it costs some hundred requests and not one file.
 """
 
 import gzip
-import io
 import itertools
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,24 +23,13 @@ from pmd.manifest import FetchSpec, TextSpec
 from pmd.records import Caption, Record
 from tests.publish import SOURCES, publish
 from tests.small import photo
+from tests.small import run_here as run
 from tests.web import Fault, Web
 from tests.world import World
 
 SAMPLES = 60
 FAST = "per_host_rate = 1e6\nper_host_connections = 16"
 WISHES = ("/robots.txt", "/ai.txt", "/.well-known/tdmrep.json")  # what a site is asked for first
-
-
-def run(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """A command in this process; the JSON it prints."""
-    stdout, sys.stdout = sys.stdout, io.StringIO()
-    try:
-        done = cli.run([*map(str, arguments), "--json"])
-        said = sys.stdout.getvalue()
-    finally:
-        sys.stdout = stdout
-    assert done == code, said
-    return json.loads(said)
 
 
 @dataclass

@@ -199,6 +199,24 @@ def test_one_sandbox_is_kept_until_another_spec_comes() -> None:
     other.close()
 
 
+def test_a_forked_process_has_decoders_of_its_own() -> None:
+    script = (
+        "import os\n"
+        "from pmd.images.sandbox import kept_sandbox\n"
+        "from pmd.manifest import ImageSpec\n"
+        "sandbox = kept_sandbox(ImageSpec(), processes=1)\n"
+        "sandbox.normalise(b'')\n"
+        "child = os.fork()\n"
+        "mine = kept_sandbox(ImageSpec(), processes=1)\n"
+        "assert (mine is sandbox) == bool(child)\n"
+        "assert mine.normalise(b'') == 'not_an_image'\n"
+        "assert child == 0 or os.waitpid(child, 0)[1] == 0\n"
+        "assert mine.normalise(b'') == 'not_an_image'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_process_that_cannot_start_is_an_error_that_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from pmd.manifest import load_corpus
 from pmd.records import TRANSIENT
 from pmd.storage import Store
 from tests.small import PMD, photo, pmd_json
+from tests.small import run_here as run
 from tests.web import Fault, Web
 
 SOURCES = {"cc3m": "Train_GCC-training.tsv", "cc12m": "cc12m.tsv"}
@@ -100,18 +101,6 @@ def place(url: str) -> tuple[str, str]:
 
 PASSING = (Fault.SERVER_ERROR, Fault.RESET, Fault.TRUNCATED, Fault.NO_BYTES, Fault.TOO_MANY)
 FINAL = (Fault.NOT_FOUND, Fault.HTML_200, Fault.LEGAL)
-
-
-def run(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """A command in this process; the JSON it prints."""
-    stdout, sys.stdout = sys.stdout, io.StringIO()
-    try:
-        done = cli.run([*map(str, arguments), "--json"])
-        said = sys.stdout.getvalue()
-    finally:
-        sys.stdout = stdout
-    assert done == code, said
-    return json.loads(said)
 
 
 @pytest.fixture(scope="module")

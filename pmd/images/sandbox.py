@@ -122,13 +122,16 @@ class Sandbox:
 
 
 _kept: Sandbox | None = None
+_kept_by = 0  # pid: two processes that ask one decoder would get each other's pictures
 _kept_lock = threading.Lock()
 
 
 def kept_sandbox(spec: ImageSpec, *, processes: int) -> Sandbox:
     """The one of this process. It outlives tasks: to start one takes as long as dozens of pictures."""
-    global _kept
+    global _kept, _kept_by
     with _kept_lock:
+        if _kept_by != os.getpid():  # forked: those are the parent's
+            _kept, _kept_by = None, os.getpid()
         if _kept is None or _kept.spec != spec:
             if _kept is not None:
                 _kept.close()
@@ -139,7 +142,7 @@ def kept_sandbox(spec: ImageSpec, *, processes: int) -> Sandbox:
 
 
 def _close_kept() -> None:
-    if _kept is not None:
+    if _kept is not None and _kept_by == os.getpid():
         _kept.close()
 
 
