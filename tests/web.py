@@ -319,7 +319,7 @@ class Web:
         self._prefix_faults: dict[tuple[str, str], list[_Due]] = {}
         self._ports: dict[tuple[str, int], str] = {}  # those that have a fault, and where they are
         self._log: list[Request] = []
-        self._in_progress: Counter[str] = Counter()
+        self._in_progress: dict[str, set[asyncio.StreamWriter]] = {}
         self._peak: Counter[str] = Counter()
         self._failures: list[Exception] = []  # of this file, not of a client: raised on the way out
         self._connections = 0
@@ -410,7 +410,7 @@ class Web:
         )
 
     def peak(self, host: str) -> int:
-        """The most requests that this host had in progress at one time."""
+        """The most requests that this host had in progress at one time, for clients that were still there."""
         with self._lock:
             return self._peak[host.lower()]
 
@@ -555,8 +555,10 @@ class Web:
         """Log and answer one request. True where the connection may carry another."""
         with self._lock:
             self._log.append(request)
-            self._in_progress[request.host] += 1
-            self._peak[request.host] = max(self._peak[request.host], self._in_progress[request.host])
+            in_progress = self._in_progress.setdefault(request.host, set())
+            in_progress.add(writer)
+            if len(in_progress) > self._peak[request.host]:
+                self._peak[request.host] = max(self._peak[request.host], sum(map(_is_there, in_progress)))
             due, page = self._due(request), self._page(request)
             file = self._files.get((request.host, request.path))
         try:
@@ -574,7 +576,7 @@ class Web:
             return exchange.keep_alive
         finally:
             with self._lock:
-                self._in_progress[request.host] -= 1
+                self._in_progress[request.host].discard(writer)
 
     def _due(self, request: Request) -> _Due | None:
         exact = [self._faults.get((request.host, place), []) for place in (request.target, request.path)]
@@ -607,6 +609,15 @@ def _queue(dues: list[_Due], due: _Due) -> None:
     if dues and dues[-1].left is None:
         dues.pop()
     dues.append(due)
+
+
+def _is_there(writer: asyncio.StreamWriter) -> bool:
+    """Has the client not closed its side? One that was killed has, though nobody has read it yet."""
+    if writer.is_closing():
+        return False
+    info: bytes = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    established = 1
+    return info[0] == established
 
 
 def _listen() -> socket.socket:

@@ -31,7 +31,7 @@ from pmd.images import Picture, normalise
 from pmd.manifest import ImageSpec
 from pmd.records import Reason
 
-CPU_S = 30  # of one picture
+CPU_S = 30.0  # of one picture
 WALL_S = 300.0  # of one picture: on a machine that is busy with other things too
 # Bytes, beside what a process has when it begins: for the pixels, several times over, and for what is fixed.
 MEMORY_A_PIXEL, MEMORY = 16, 256 << 20
@@ -54,7 +54,7 @@ class Sandbox:
         spec: ImageSpec,
         *,
         processes: int = 1,
-        cpu_s: int = CPU_S,
+        cpu_s: float = CPU_S,
         wall_s: float = WALL_S,
         memory: int | None = None,
     ) -> None:
@@ -229,7 +229,7 @@ class _Child:
     def _ended(self, reason: Reason) -> _Ended:
         self.end()
         # The kernel's word that it has had its time.
-        return _Ended(Reason.DECODE_TIMEOUT if self.process.returncode == -signal.SIGXCPU else reason)
+        return _Ended(Reason.DECODE_TIMEOUT if self.process.returncode == -signal.SIGPROF else reason)
 
     def end(self) -> None:
         """At once, whatever it is doing."""
@@ -249,7 +249,7 @@ class _Child:
 # In the process
 
 
-def _serve(spec: ImageSpec, *, cpu_s: int, memory: int) -> None:
+def _serve(spec: ImageSpec, *, cpu_s: float, memory: int) -> None:
     """Answer until nobody asks any more."""
     to = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -266,7 +266,8 @@ def _serve(spec: ImageSpec, *, cpu_s: int, memory: int) -> None:
         body = _take(length)
         if len(body) < length:
             return
-        _limit_cpu(cpu_s)
+        # Of the CPU, from now on. When it is used up, the kernel ends the process.
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
             picture = normalise(body, spec, degrees if turned else None)
         except MemoryError:
@@ -306,13 +307,6 @@ def _confine(memory: int) -> None:
         resource.setrlimit(which, (most, most))
 
 
-def _limit_cpu(seconds: int) -> None:
-    """From now on, for one picture. Over it the kernel ends the process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    most = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
 def _set_pipe_size(end: int) -> None:
     import fcntl
 
@@ -334,4 +328,4 @@ def _send(end: int, said: bytes, stored: bytes) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the one who asks
-    _serve(ImageSpec.model_validate_json(sys.argv[1]), cpu_s=int(sys.argv[2]), memory=int(sys.argv[3]))
+    _serve(ImageSpec.model_validate_json(sys.argv[1]), cpu_s=float(sys.argv[2]), memory=int(sys.argv[3]))
