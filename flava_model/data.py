@@ -1,27 +1,29 @@
 """Batches of a Feed -> batches of pixels, made by threads while the model works.
 
-    feed --Batch--> pieces --read, check, see--> one buffer a size --Images--> the loop: delivered()
+    feed --Batch--> pieces --read, check, see--> a buffer for each size --Images--> device --> the loop
                       |
                       +- cannot be decoded: the sample that stands in for it, the same on every rank
 
 The same batches come whatever the number of threads, and wherever a run is stopped and goes on: which sample
-and which crop follow from the position alone. Nothing is kept outside of this process.
+and which crop follow from the position alone. Nothing is kept outside of this process. doors.py has the same
+batches for others' loaders.
 """
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from flava_model.views import Pixels, Views, see
-from pmd.stream import Batch, Feed, Sample, keyed
+from flava_model.views import Pixels, Views, decode, see
+from pmd.stream import Batch, Feed, Gather, Sample, keyed
 
 PIECE = 16  # samples that a thread takes on at a time
+CEILING_S = 0.5  # of decoding, to learn how fast that is
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,25 @@ class Images:
 
     # B samples   H W sides of a view
     batch: Batch
-    samples: list[Sample]  # in the batch's order: captions, keys, sources
-    views: dict[int, Pixels]  # size -> BHW3, RGB
-    weights: NDArray[np.float32]  # B; 0 for a sample that only fills up
+    samples: list[Sample]  # in the batch's order: captions, keys, sources; without the stored files
+    views: dict[int, torch.Tensor]  # size -> B3HW, uint8, RGB, channels last in memory
+    weights: torch.Tensor  # B, float32; 0 for a sample that only fills up
+
+    @property
+    def captions(self) -> list[str]:
+        return [sample.caption for sample in self.samples]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Images":
+        """The same with its tensors on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Images":
+        """The same in memory that a GPU can copy from by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Images":
+        views = {size: change(view) for size, view in self.views.items()}
+        return replace(self, views=views, weights=change(self.weights))
 
 
 @dataclass
@@ -45,8 +63,11 @@ class Timing:
     used: float = 0.0  # the loop with a batch
     bytes: int = 0  # of images as stored
     samples: int = 0
+    batches: int = 0
+    ready: int = 0  # batches that were, each time the loop came for one
     threads: int = 1
-    begun: float = field(default_factory=time.perf_counter)
+    ahead: int = 1  # batches at most in the queue
+    ceiling: float | None = None  # images/s, if these threads did nothing but decode; see Loader.measure
 
     def verdict(self) -> str:
         """One sentence: who waits for whom, and what takes the time."""
@@ -55,46 +76,90 @@ class Timing:
             return "nothing was loaded yet"
         work = self.read + self.seen
         stage, share = max(("reading", self.read), ("decoding", self.seen), key=lambda part: part[1])
-        rate = f"{self.samples / whole:,.0f} images/s, {self.bytes / whole / 1e6:,.0f} MB/s"
+        rate = self.samples / whole
+        told = f"{rate:,.0f} images/s"
+        if self.ceiling is not None:
+            told += f", {rate / self.ceiling:.0%} of what decoding alone would allow"
+        told += f", {self.bytes / whole / 1e6:,.0f} MB/s"
         busy = f"{work / (self.threads * whole):.0%} of {self.threads} threads' time"
         busy += f", {share / work:.0%} of it {stage}"
+        queue = f"{self.ready / max(1, self.batches):.1f} of {self.ahead} batches ready"
         waits = self.waited / whole
+        why = f"({told}; {busy}; {queue})"
         if waits > 0.05:
-            return f"loader-bound: the model waits {waits:.0%} of the time for {stage} ({rate}; {busy})"
-        return f"model-bound: the model waits {waits:.1%} of the time ({rate}; {busy})"
+            return f"loader-bound: the model waits {waits:.0%} of the time for {stage} {why}"
+        return f"model-bound: the model waits {waits:.1%} of the time {why}"
 
 
 class Loader:
     """The batches of a feed as pixels, some of them ahead. Iterate anew after each end of an epoch."""
 
     def __init__(
-        self, feed: Feed, views: Views | None = None, *, threads: int = 2, ahead: int = 2, seed: int = 0
+        self,
+        feed: Feed,
+        views: Views | None = None,
+        *,
+        threads: int = 2,
+        ahead: int = 2,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        gather: Gather | None = None,
     ) -> None:
-        """ahead: batches that are made while the loop is at work. seed: of crops."""
+        """ahead: batches that are made while the loop is at work. seed: of crops. device: where batches are
+        wanted; copied there beside the model's work, if it is a GPU. gather: for states of several ranks.
+        """
         self.feed, self.views = feed, views or Views()
         self._threads, self._ahead, self._seed = max(1, threads), max(1, ahead), seed
-        self.timing = Timing(threads=self._threads)
+        self._device, self._gather = torch.device(device), gather
+        self.timing = Timing(threads=self._threads, ahead=self._ahead)
         self._guard = Lock()
 
     def __iter__(self) -> Iterator[Images]:
-        return self._batches()
+        made = self.made(self.feed)
+        return _copied(made, self._device) if self._device.type == "cuda" else made
+
+    def __len__(self) -> int:
+        """Batches of an epoch. Raises TypeError where there is no end."""
+        if self.feed.batches is None:
+            raise TypeError("a blend has no end, and so no length")
+        return self.feed.batches
 
     def delivered(self, images: Images) -> None:
         """A batch has been trained on: states from now on lie behind it."""
         self.feed.delivered(images.batch, images.samples)
 
-    def _batches(self) -> Generator[Images]:
-        batches = iter(self.feed)
-        made: deque[_Making] = deque()
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands; see Feed. Collective, if there are several ranks."""
+        return self.feed.state_dict(self._gather)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a run stood. Raises Refused where that means nothing here; see Feed."""
+        self.feed.load_state_dict(state)
+
+    def measure(self) -> float:
+        """How many images/s these threads would make if they did nothing but decode, whole, as they are
+        stored, those that come next. `timing` tells its rate as a share of it.
+        """
+        batch = self.feed.batch(self.feed.epoch, 0)
+        samples = self.feed.source.read(batch.epoch, batch.positions[:256])
+        self.timing.ceiling = decode_ceiling([sample.image for sample in samples], threads=self._threads)
+        return self.timing.ceiling
+
+    def made(self, batches: Iterable[Batch]) -> Generator[Images]:
+        """These batches, in their order, on the CPU."""
+        left = iter(batches)
+        making: deque[_Making] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         try:
             while True:
-                while len(made) <= self._ahead and (batch := next(batches, None)) is not None:
-                    made.append(self._make(batch, pool))
-                if not made:
+                while len(making) <= self._ahead and (batch := next(left, None)) is not None:
+                    making.append(self._make(batch, pool))
+                if not making:
                     return
+                self.timing.ready += sum(one.is_ready() for one in making)
+                self.timing.batches += 1
                 begun = time.perf_counter()
-                images = made.popleft().whole()
+                images = making.popleft().whole()
                 self.timing.waited += time.perf_counter() - begun
                 begun = time.perf_counter()
                 yield images
@@ -104,21 +169,29 @@ class Loader:
 
     def _make(self, batch: Batch, pool: ThreadPoolExecutor) -> "_Making":
         count = len(batch.positions)
-        views = {size: np.empty((count, size, size, 3), np.uint8) for size in self.views.sizes}
+        # Memory that a GPU copies from while the CPU goes on; torch keeps it for later batches.
+        pinned = self._device.type == "cuda"
+        buffers = {
+            size: torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
+            for size in self.views.sizes
+        }
+        out = [buffer.numpy() for buffer in buffers.values()]
         pieces = [
-            pool.submit(self._fill, batch, begin, min(begin + PIECE, count), views)
+            pool.submit(self._fill, batch, begin, min(begin + PIECE, count), out)
             for begin in range(0, count, PIECE)
         ]
-        return _Making(batch, views, pieces)
+        weights = torch.from_numpy(batch.weights)
+        views = {size: buffer.permute(0, 3, 1, 2) for size, buffer in buffers.items()}
+        return _Making(Images(batch, [], views, weights.pin_memory() if pinned else weights), pieces)
 
-    def _fill(self, batch: Batch, begin: int, end: int, views: dict[int, Pixels]) -> list[Sample]:
+    def _fill(self, batch: Batch, begin: int, end: int, out: Sequence[Pixels]) -> list[Sample]:
         """Write some of a batch's samples into its buffers."""
         started = time.perf_counter()
         samples = self.feed.source.read(batch.epoch, batch.positions[begin:end])
         read = time.perf_counter()
         stored = sum(len(sample.image) for sample in samples)
         for place, sample in enumerate(samples):
-            samples[place] = self._see(sample, [view[begin + place] for view in views.values()])
+            samples[place] = self._see(sample, [view[begin + place] for view in out])
         ended = time.perf_counter()
         with self._guard:
             self.timing.read += read - started
@@ -143,10 +216,45 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Making:
-    batch: Batch
-    views: dict[int, Pixels]
+    images: Images  # but for its samples, and what is not written of its views
     pieces: list[Future[list[Sample]]]
 
+    def is_ready(self) -> bool:
+        return all(piece.done() for piece in self.pieces)
+
     def whole(self) -> Images:
-        samples = [sample for piece in self.pieces for sample in piece.result()]
-        return Images(self.batch, samples, self.views, self.batch.weights)
+        self.images.samples.extend(sample for piece in self.pieces for sample in piece.result())
+        return self.images
+
+
+def _copied(made: Generator[Images], device: torch.device) -> Generator[Images]:
+    """The same batches on a GPU, copied on a stream of their own while the last one is worked on."""
+    stream = torch.cuda.Stream(device)
+    try:
+        for images in made:
+            with torch.cuda.stream(stream):
+                moved = images.to(device, non_blocking=True)
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for tensor in (*moved.views.values(), moved.weights):
+                tensor.record_stream(current)
+            yield moved
+    finally:
+        made.close()
+
+
+def decode_ceiling(images: Sequence[bytes], *, threads: int) -> float:
+    """How many images/s so many threads decode, whole and as they are stored, with nothing else to do."""
+    until = time.perf_counter() + CEILING_S
+
+    def work(first: int) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            decode(images[(first + done) % len(images)])
+            done += 1
+        return done
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
+        done = sum(pool.map(work, range(0, len(images) * threads, len(images))))
+    return done / (time.perf_counter() - begun)

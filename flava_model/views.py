@@ -28,6 +28,7 @@ Box = tuple[float, float, float, float]  # x, y, width, height, in shares of the
 # Each batch is decoded by threads of our own: more of them within one picture only get in each other's way.
 cv2.setNumThreads(1)
 
+_JPEG = b"\xff\xd8\xff"
 _CROP = 32  # purpose of keys; those below are pmd.stream's
 TRIES = 10  # at a crop of the wanted area and ratio; then the largest in the middle
 
@@ -52,6 +53,9 @@ class Views:
                 raise ValueError(f"{name} {least} to {most}: above 0, the least first")
         if self.area[1] > 1 or not 0 <= self.flip <= 1:
             raise ValueError(f"area up to {self.area[1]}, flip {self.flip}: each is a share, at most 1")
+
+
+_WHOLE = Views(sizes=(1 << 16,), crop="center")  # larger than any image: nothing is scaled down
 
 
 class Crop(NamedTuple):
@@ -131,9 +135,14 @@ def see(image: bytes, views: Views, out: Sequence[Pixels], *, key: int, box: Box
     return crop
 
 
+def decode(image: bytes) -> Pixels:
+    """The whole image, at its size. Raises ValueError where it cannot be decoded."""
+    return _decoded(image, _WHOLE, 0, None)[0]
+
+
 def _decoded(image: bytes, views: Views, key: int, box: Box | None) -> tuple[Pixels, int, Crop]:
     """The whole image, at 1/scale of its size; and which part of it, at full size, is seen."""
-    if image[:3] == b"\xff\xd8\xff":
+    if image[:3] == _JPEG:
         try:
             high, wide, colours, _ = simplejpeg.decode_jpeg_header(image, strict=False)
             height, width = int(high), int(wide)

@@ -31,7 +31,7 @@ def loader(corpus: Path, views: Views = VIEWS, **how: Any) -> Loader:
 def seen(images: Images) -> list[tuple[Any, ...]]:
     rows = [images.views[size] for size in VIEWS.sizes]
     return [
-        (sample.position, sample.key, sample.caption, *(view[place].tobytes() for view in rows))
+        (sample.position, sample.key, sample.caption, *(view[place].numpy().tobytes() for view in rows))
         for place, sample in enumerate(images.samples)
     ]
 
@@ -103,7 +103,7 @@ def test_what_fills_up_a_batch_has_no_weight(corpus: Path) -> None:
     batches = [*made]
     assert [len(images.samples) for images in batches] == [24, 24, 24]
     assert [images.weights.sum() for images in batches] == [24, 24, 16]
-    assert all(images.views[32].shape == (24, 32, 32, 3) for images in batches)
+    assert all(images.views[32].shape == (24, 3, 32, 32) for images in batches)
 
 
 def test_a_loop_that_stops_early_leaves_no_thread(corpus: Path) -> None:
@@ -120,11 +120,12 @@ def test_a_loader_says_who_waits_for_whom(corpus: Path) -> None:
         pass
     assert made.timing.samples == 64 and made.timing.bytes > 64 * 500
     assert "images/s" in made.timing.verdict()
-    slow = Timing(read=1.0, seen=9.0, waited=8.0, used=2.0, bytes=10**9, samples=1000, threads=2)
+    slow = Timing(read=1.0, seen=9.0, waited=8.0, used=2.0, bytes=10**9, samples=1000, threads=2, ahead=2)
+    slow.ready, slow.batches, slow.ceiling = 3, 10, 125.0
     assert slow.verdict() == (
-        "loader-bound: the model waits 80% of the time for decoding "
-        "(100 images/s, 100 MB/s; 50% of 2 threads' time, 90% of it decoding)"
+        "loader-bound: the model waits 80% of the time for decoding (100 images/s, 80% of what decoding "
+        "alone would allow, 100 MB/s; 50% of 2 threads' time, 90% of it decoding; 0.3 of 2 batches ready)"
     )
     quick = Timing(read=3.0, seen=1.0, waited=0.01, used=9.99, bytes=10**8, samples=1000, threads=1)
     told = "model-bound: the model waits 0.1% of the time (100 images/s, 10 MB/s; 40% of 1 threads' time, "
-    assert quick.verdict() == told + "75% of it reading)"
+    assert quick.verdict() == told + "75% of it reading; 0.0 of 1 batches ready)"

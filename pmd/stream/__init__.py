@@ -7,7 +7,7 @@ cache.py     shards that lie elsewhere, kept here while they are needed
 feed.py      Stream, or several blended -> batches, where a run stands, and the proof of what it saw
 """
 
-from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, prove
+from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, merged, prove
 from pmd.stream.order import keyed, mix_of, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
 from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit
@@ -27,6 +27,7 @@ __all__ = [
     "Stream",
     "Unit",
     "keyed",
+    "merged",
     "mix_of",
     "part",
     "prove",

@@ -16,8 +16,9 @@ that agree in it have seen the same in the same order. The other is of the sampl
 the corpus where each was delivered exactly once.
 """
 
+import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -233,6 +234,14 @@ class Proof:
         high, low, of_samples, of_samples_low, count, substituted = numbers
         return cls(high << 64 | low, of_samples << 64 | of_samples_low, count, substituted)
 
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {"order": f"{self.order:032x}", "samples": f"{self.samples:032x}"}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "Proof":
+        sums = int(told["order"], 16), int(told["samples"], 16)
+        return cls(*sums, told["count"], told["substituted"])
+
 
 class Feed:
     """The batches of a run in order, and its place among them."""
@@ -256,9 +265,29 @@ class Feed:
             raise BadRequest(f"{samples} samples make no batch of {batch}")
         self.source, self.rank, self.world = source, rank, world
         self._size, self._remainder = batch, remainder
-        self.epoch, self.position = 0, 0
+        self._parts = 1  # that its batches are dealt out to by turns, this being one
+        self._place: MutableSequence[int] = [0, 0]  # epoch, position
         self._proven = Proof()  # over all ranks, up to the last time they were put together
         self._own = Proof()  # since then
+
+    @property
+    def epoch(self) -> int:
+        return int(self._place[0])
+
+    @property
+    def position(self) -> int:
+        """In the epoch: behind the last batch that was delivered, of all ranks."""
+        return int(self._place[1])
+
+    def go_to(self, epoch: int, position: int) -> None:
+        self._place[0], self._place[1] = epoch, position
+
+    def keep_place_in(self, memory: MutableSequence[int]) -> None:
+        """From now on, in two numbers that processes share, say: those that make batches begin where it then
+        stands.
+        """
+        memory[0], memory[1] = self.epoch, self.position
+        self._place = memory
 
     @property
     def batches(self) -> int | None:
@@ -267,6 +296,23 @@ class Feed:
         if samples is None:
             return None
         return samples // self._size if self._remainder == "drop" else -(-samples // self._size)
+
+    @property
+    def share(self) -> int:
+        """Samples of a batch on this rank."""
+        return self._size // self.world
+
+    def part(self, number: int, of: int) -> "Feed":
+        """Every `of`-th batch from here on, beginning with the `number`-th: for processes that make them side
+        by side. It has a place and a proof of its own; `merged` puts the states of all parts together.
+        """
+        assert self._parts == 1 and 0 <= number < of
+        part = copy.copy(self)
+        part._parts = of
+        part._place = [self.epoch, self.position + number * self._size]
+        # What this rank has delivered since the ranks' proofs were put together goes with the first part.
+        part._own = Proof() if number else self._own
+        return part
 
     def batch(self, epoch: int, number: int) -> Batch:
         """This rank's share of any batch of any epoch."""
@@ -289,7 +335,7 @@ class Feed:
         epoch, number = self.epoch, self.position // self._size
         while self.batches is None or number < self.batches:
             yield self.batch(epoch, number)
-            number += 1
+            number += self._parts
 
     def delivered(self, batch: Batch, samples: Sequence[Sample]) -> None:
         """The samples of the next batch, in its order, have been trained on: go behind it."""
@@ -311,11 +357,11 @@ class Feed:
         positions = np.array([sample.position for sample in real], np.int64)
         order = order_hash(batch.epoch, positions, marks)
         self._own += Proof(order, set_hash(ordered), len(real), substituted)
-        self.position += self._size
+        self.go_to(self.epoch, self.position + self._size * self._parts)
 
     def end_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
-        self.epoch, self.position = self.epoch + 1, 0
+        self.go_to(self.epoch + 1, 0)
         self._proven = self._own = Proof()
 
     # States
@@ -332,17 +378,18 @@ class Feed:
 
     def state_dict(self, gather: Gather | None = None) -> dict[str, Any]:
         """Where the run stands, the same on every rank. Collective, as `proof` is. Under 1 KB as JSON."""
-        proof = self.proof(gather)
-        return {
-            "format": FORMAT,
-            "epoch": self.epoch,
-            "position": self.position,
-            "order": f"{proof.order:032x}",
-            "samples": f"{proof.samples:032x}",
-            "count": proof.count,
-            "substituted": proof.substituted,
-            "of": self._described(),
-        }
+        assert self._parts == 1, "of a part: part_state"
+        return self._state(self.proof(gather))
+
+    def part_state(self) -> dict[str, Any]:
+        """Where this part of one rank stands, of which no other has to know. For `merged`, or for the same
+        part of a later run.
+        """
+        return self._state(self._own) | {"parts": self._parts, "before": self._proven.as_json()}
+
+    def _state(self, proof: Proof) -> dict[str, Any]:
+        place = {"format": FORMAT, "epoch": self.epoch, "position": self.position}
+        return place | proof.as_json() | {"of": self._described()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a run stood, on any number of ranks. Raises Refused, saying what differs, where this
@@ -352,11 +399,18 @@ class Feed:
             raise Refused(f"a state of format {state.get('format')}; this is {FORMAT}")
         for what, saved, mine in _differences(state["of"], self._described()):
             raise Refused(f"the saved state's {what} is {saved}, here it is {mine}")
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._proven = Proof(
-            int(state["order"], 16), int(state["samples"], 16), state["count"], state["substituted"]
-        )
-        self._own = Proof()
+        parts = state.get("parts", 1)
+        if parts != self._parts:
+            raise Refused(
+                f"the saved state is one of {parts} parts, here {self._parts} share the work: put the states "
+                "of all parts together with pmd.stream.merged, and load that"
+            )
+        self.go_to(state["epoch"], state["position"])
+        proof = Proof.of_json(state)
+        if "before" in state:
+            self._proven, self._own = Proof.of_json(state["before"]), proof
+        else:
+            self._proven, self._own = proof, Proof()
 
     def _described(self) -> dict[str, Any]:
         return {"batch": self._size, "remainder": self._remainder} | self.source.described()
@@ -369,6 +423,37 @@ def _differences(saved: Any, mine: Any, at: str = "") -> Iterator[tuple[str, str
             yield from _differences(saved.get(name), mine.get(name), f"{at}.{name}" if at else name)
     elif saved != mine:
         yield at, json.dumps(saved), json.dumps(mine)
+
+
+def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The states of all parts of all ranks -> one state of the run, to go on from with any number of both.
+
+    Raises BadRequest where there are none, Refused where they are not of one moment of one run.
+    """
+    if not parts:
+        raise BadRequest("there are no states to put together")
+    if within := max(part.get("within", 0) for part in parts):
+        raise Refused(
+            f"one part has delivered {within} samples of a batch and not the others: only whole batches can "
+            "be dealt out anew, and batch_size=feed.share keeps them whole"
+        )
+    first = parts[0]
+    for name in ("format", "epoch", "parts", "before", "of"):
+        for what, one, other in (
+            difference for part in parts for difference in _differences(first[name], part[name], name)
+        ):
+            raise Refused(f"two parts of one run differ in {what}: {one} and {other}")
+    size, position = first["of"]["batch"], min(part["position"] for part in parts)
+    proof = sum((Proof.of_json(part) for part in parts), Proof.of_json(first["before"]))
+    last = max(part["position"] for part in parts)
+    # Of the last batch of an epoch some samples may count for nothing.
+    if last - position >= size * first["parts"] or not position - size < proof.count <= position:
+        raise Refused(
+            f"{len(parts)} parts at positions {position:,} to {last:,} have delivered {proof.count:,} "
+            "samples: some are missing, or they are not of one moment"
+        )
+    place = {name: first[name] for name in ("format", "epoch")} | {"position": position}
+    return place | proof.as_json() | {"of": first["of"]}
 
 
 def prove(feed: Feed, stream: Stream, gather: Gather | None = None) -> Proof:

@@ -107,6 +107,14 @@ class Stream:
 
         Raises BadRequest where there is no lock or no such source, Damaged where the lock is.
         """
+        # To open it again in another process.
+        self._given = {"unit": unit, "seed": seed, "window": window, "verified": verified}
+        self._given |= {
+            "sources": (*sources,),
+            "overlay": overlay,
+            "cache": cache,
+            "cache_bytes": cache_bytes,
+        }
         self._store = Store(str(folder))
         self._lock = read_locked(self._store)
         self._overlay = None if overlay is None else Overlay.read(overlay)
@@ -132,6 +140,9 @@ class Stream:
         self._room, self._guard = 2 * window, threading.Lock()
         self._ahead = -1, 0  # the epoch and window that was looked ahead from last
         self.damages: list[Damage] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (str(self._store.root), self._given)
 
     def __len__(self) -> int:
         """Positions of an epoch."""
@@ -250,6 +261,10 @@ class Stream:
             while len(self._open) > self._room:
                 self._open.popitem(last=False)
         return shard
+
+
+def _opened(folder: str, given: dict[str, Any]) -> Stream:
+    return Stream(folder, **given)
 
 
 def mark(key: str, caption_number: int, unit: Unit) -> int:
