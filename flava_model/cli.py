@@ -1,24 +1,144 @@
-"""`flava`: the command line of the model."""
+"""`flava`: the command line of the model. Results go to stdout, everything else to stderr."""
 
+import json
+import os
+import sys
+import traceback
 from importlib.metadata import version
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, help="FLAVA over the shards that `pmd` writes; no commands yet.")
+from pmd.stream import BadRequest, Feed, PmdError, Stream, Unit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train and look at FLAVA over the shards that `pmd` writes.",
+)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="With an error, also where it arose.")]
 
 
 @app.callback(invoke_without_command=True)
 def _top(
-    context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if show_version:
         print(f"flava {version('pmd-flava')}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+        raise typer.Exit
+
+
+@app.command("show-batch", help="Any batch of a run, past or to come, just as it is trained on.")
+def show_batch_command(
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="A locked corpus: its folder, or a URL.")],
+    epoch: Annotated[int, typer.Option("--epoch", min=0)] = 0,
+    number: Annotated[int, typer.Option("--batch", min=0, help="Its number in the epoch.")] = 0,
+    size: Annotated[int, typer.Option("--size", min=1, help="Samples of a batch, of all ranks.")] = 8,
+    world: Annotated[int, typer.Option("--world", min=1, help="Ranks.")] = 1,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="One of them.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order, and of crops.")] = 0,
+    unit: Annotated[Unit, typer.Option("--unit", help="What is visited.")] = "images",
+    window: Annotated[int, typer.Option("--window", min=1, help="Shards that are mixed at a time.")] = 32,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")
+    ] = None,
+    overlay: Annotated[str | None, typer.Option("--overlay", help="A file of left-out images.")] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="A folder that keeps shards of a corpus elsewhere.")
+    ] = None,
+    sizes: Annotated[str, typer.Option("--sizes", help="Of the views, px, the largest first.")] = "224,112",
+    center: Annotated[bool, typer.Option("--center", help="The middle, and not a random crop.")] = False,
+    flip: Annotated[float, typer.Option("--flip", help="How often a view is mirrored, 0 to 1.")] = 0.0,
+    exact: Annotated[bool, typer.Option("--exact", help="Resize by Pillow's filters.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the views here, as a PNG.")] = None,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="Samples in a row of it.")] = 4,
+    seconds: Annotated[
+        float | None, typer.Option("--time", metavar="S", help="Load for so long, and say how fast.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="For --time. [default: one a core]")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    # torch takes seconds to import, and `flava --help` should not.
+    from flava_model import show
+    from flava_model.views import Views
+
+    try:
+        views = Views(
+            tuple(int(size) for size in sizes.split(",")),
+            "center" if center else "random",
+            flip=flip,
+            exact=exact,
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    stream = Stream(
+        corpus, sources=sources or (), unit=unit, seed=seed, window=window, overlay=overlay, cache=cache
+    )
+    feed = Feed(stream, batch=size, rank=rank, world=world)
+    images = show.batch_of(feed, views, epoch=epoch, number=number, seed=seed)
+    told: dict[str, Any] = {"ok": True, "batches": feed.batches, "samples": show.as_json(images)}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(show.sheet(images, columns=columns))
+        print(f"wrote {out}", file=sys.stderr)
+    if seconds is not None:
+        cores = len(os.sched_getaffinity(0))
+        told["speed"] = show.timed(feed, views, threads=threads or cores, seconds=seconds, seed=seed)
+    if as_json:
+        _print_json(told)
+        return
+    for line in show.as_lines(images):
+        print(line)
+    if "speed" in told:
+        print(told["speed"])
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script: runs a command, turns its errors into a message and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """One command line; returns its exit code. They are those of `pmd`, see README.md."""
+    as_json = "--json" in arguments
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("flava", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as exit:
+        return exit.exit_code
+    except _UsageError as error:
+        error.show()
+        return _failed(BadRequest.exit_code, error.format_message(), as_json)
+    except (PmdError, OSError, ModuleNotFoundError) as error:
+        if {"-v", "--verbose"} & {*arguments}:
+            traceback.print_exc()
+        message = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            message += ": install the extra that brings it, pmd-flava[train]"
+        print(f"flava: {message}", file=sys.stderr)
+        return _failed(error.exit_code if isinstance(error, PmdError) else 1, message, as_json)
+    except KeyboardInterrupt:
+        print("flava: stopped", file=sys.stderr)
+        return _failed(75, "stopped by a signal", as_json)
+
+
+# Typer carries a copy of click and does not name this class of it, the parent of the one that it names.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def _failed(code: int, message: str, as_json: bool) -> int:
+    if as_json:
+        _print_json({"ok": False, "error": message, "exit": code})
+    return code
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

@@ -9,18 +9,20 @@ and which crop follow from the position alone. Nothing is kept outside of this p
 batches for others' loaders.
 """
 
+import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Lock, get_native_id
 from typing import Any
 
 import torch
 
-from flava_model.views import Pixels, Views, decode, see
-from pmd.stream import Batch, Feed, Gather, Sample, keyed
+from flava_model.views import Crop, Pixels, Views, decode, see, warm_up
+from pmd.stream import Batch, Feed, Gather, Sample, Visit, keyed
 
 PIECE = 16  # samples that a thread takes on at a time
 CEILING_S = 0.5  # of decoding, to learn how fast that is
@@ -33,6 +35,7 @@ class Images:
     # B samples   H W sides of a view
     batch: Batch
     samples: list[Sample]  # in the batch's order: captions, keys, sources; without the stored files
+    crops: list[Crop]  # the part that is seen of each
     views: dict[int, torch.Tensor]  # size -> B3HW, uint8, RGB, channels last in memory
     weights: torch.Tensor  # B, float32; 0 for a sample that only fills up
 
@@ -149,8 +152,7 @@ class Loader:
         """These batches, in their order, on the CPU."""
         left = iter(batches)
         making: deque[_Making] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-        try:
+        with _threads(self._threads) as pool:
             while True:
                 while len(making) <= self._ahead and (batch := next(left, None)) is not None:
                     making.append(self._make(batch, pool))
@@ -164,11 +166,10 @@ class Loader:
                 begun = time.perf_counter()
                 yield images
                 self.timing.used += time.perf_counter() - begun
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _make(self, batch: Batch, pool: ThreadPoolExecutor) -> "_Making":
         count = len(batch.positions)
+        visits = self.feed.source.visits(batch.epoch, batch.positions)
         # Memory that a GPU copies from while the CPU goes on; torch keeps it for later batches.
         pinned = self._device.type == "cuda"
         buffers = {
@@ -177,36 +178,35 @@ class Loader:
         }
         out = [buffer.numpy() for buffer in buffers.values()]
         pieces = [
-            pool.submit(self._fill, batch, begin, min(begin + PIECE, count), out)
+            pool.submit(self._fill, visits[begin : begin + PIECE], [view[begin:] for view in out])
             for begin in range(0, count, PIECE)
         ]
         weights = torch.from_numpy(batch.weights)
         views = {size: buffer.permute(0, 3, 1, 2) for size, buffer in buffers.items()}
-        return _Making(Images(batch, [], views, weights.pin_memory() if pinned else weights), pieces)
+        return _Making(Images(batch, [], [], views, weights.pin_memory() if pinned else weights), pieces)
 
-    def _fill(self, batch: Batch, begin: int, end: int, out: Sequence[Pixels]) -> list[Sample]:
-        """Write some of a batch's samples into its buffers."""
+    def _fill(self, visits: Sequence[Visit], out: Sequence[Pixels]) -> list[tuple[Sample, Crop]]:
+        """Write some samples into the first places of some buffers."""
         started = time.perf_counter()
-        samples = self.feed.source.read(batch.epoch, batch.positions[begin:end])
+        samples = [visit.read() for visit in visits]
         read = time.perf_counter()
         stored = sum(len(sample.image) for sample in samples)
-        for place, sample in enumerate(samples):
-            samples[place] = self._see(sample, [view[begin + place] for view in out])
+        seen = [self._see(sample, [view[place] for view in out]) for place, sample in enumerate(samples)]
         ended = time.perf_counter()
         with self._guard:
             self.timing.read += read - started
             self.timing.seen += ended - read
             self.timing.bytes += stored
-            self.timing.samples += end - begin
-        return samples
+            self.timing.samples += len(visits)
+        return seen
 
-    def _see(self, sample: Sample, out: list[Pixels]) -> Sample:
+    def _see(self, sample: Sample, out: list[Pixels]) -> tuple[Sample, Crop]:
         """Without the bytes of its image, which nobody needs any more: or what stands in for it."""
         key, attempt = keyed(self._seed, sample.epoch, sample.position), 0
         while True:
             try:
-                see(sample.image, self.views, out, key=key, box=sample.box)
-                return sample._replace(image=b"")
+                crop = see(sample.image, self.views, out, key=key, box=sample.box)
+                return sample._replace(image=b""), crop
             except ValueError as error:
                 source = self.feed.source
                 source.damaged(sample.epoch, sample.position, sample.key, str(error))
@@ -216,15 +216,47 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Making:
-    images: Images  # but for its samples, and what is not written of its views
-    pieces: list[Future[list[Sample]]]
+    images: Images  # but for its samples and crops, and what is not written of its views
+    pieces: list[Future[list[tuple[Sample, Crop]]]]
 
     def is_ready(self) -> bool:
         return all(piece.done() for piece in self.pieces)
 
     def whole(self) -> Images:
-        self.images.samples.extend(sample for piece in self.pieces for sample in piece.result())
+        for piece in self.pieces:
+            for sample, crop in piece.result():
+                self.images.samples.append(sample)
+                self.images.crops.append(crop)
         return self.images
+
+
+# OpenCV keeps a lock while a thread begins to use it, and while such a thread ends. A process that is forked
+# at that moment (a DataLoader's worker) has the lock for ever, and hangs at its first picture: seen once in
+# some thousand forks. So no fork begins while threads begin, and a pool is closed when its threads are gone.
+_beginning = Lock()
+os.register_at_fork(
+    before=_beginning.acquire, after_in_parent=_beginning.release, after_in_child=_beginning.release
+)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Generator[ThreadPoolExecutor]:
+    """A pool to decode in. It leaves no thread behind, and nothing undone is begun any more."""
+    begun: list[int] = []
+
+    def begin() -> None:
+        begun.append(get_native_id())
+        with _beginning:
+            warm_up()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="loader", initializer=begin)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # Python has done with them before the system has. (Elsewhere than on Linux there is no such folder.)
+        while any(os.path.exists(f"/proc/self/task/{thread}") for thread in begun):
+            time.sleep(0.0001)
 
 
 def _copied(made: Generator[Images], device: torch.device) -> Generator[Images]:
@@ -255,6 +287,6 @@ def decode_ceiling(images: Sequence[bytes], *, threads: int) -> float:
         return done
 
     begun = time.perf_counter()
-    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
+    with _threads(threads) as pool:
         done = sum(pool.map(work, range(0, len(images) * threads, len(images))))
     return done / (time.perf_counter() - begun)

@@ -41,7 +41,7 @@ class Batches(IterableDataset[Images]):
 
     def __init__(self, feed: Feed, views: Views | None = None, *, threads: int = 1, seed: int = 0) -> None:
         """threads: of each worker. seed: of crops."""
-        self.feed, self.views = _shared(feed), views
+        self.feed, self.views = _telling(feed), views
         self._threads, self._seed = threads, seed
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Samples(IterableDataset[dict[str, Any]]):
     """
 
     def __init__(self, feed: Feed) -> None:
-        self.feed = _shared(feed)
+        self.feed = _telling(feed)
 
     def __iter__(self) -> "Part[dict[str, Any]]":
         source = self.feed.source
@@ -84,9 +84,9 @@ class Samples(IterableDataset[dict[str, Any]]):
         return Part(self.feed, items)
 
 
-def _shared(feed: Feed) -> Feed:
-    """The same, with a place that workers see."""
-    feed.keep_place_in(cast("Any", torch.zeros(2, dtype=torch.int64).share_memory_()))
+def _telling(feed: Feed) -> Feed:
+    """The same; workers that live on from one epoch to the next learn from it where that begins."""
+    feed.tell_jumps_in(cast("Any", torch.zeros(3, dtype=torch.int64).share_memory_()))
     return feed
 
 

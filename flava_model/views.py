@@ -107,10 +107,10 @@ def _region(width: int, height: int, box: Box | None) -> tuple[int, int, int, in
 
 def _chances(key: int) -> Iterator[float]:
     """Numbers from 0 up to 1, as many as are asked for."""
-    number = 0
+    key = keyed(key, _CROP)
     while True:
-        yield (keyed(key, number, _CROP) >> 11) * 2.0**-53
-        number += 1
+        key = keyed(key)
+        yield (key >> 11) * 2.0**-53
 
 
 def _between(least: float, most: float, chance: float) -> float:
@@ -180,6 +180,14 @@ def _resize(part: Pixels, out: Sequence[Pixels]) -> None:
     cv2.resize(part, (side, side), dst=largest, interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_CUBIC)
     for view in smaller:
         cv2.resize(largest, (view.shape[1], view.shape[0]), dst=view, interpolation=cv2.INTER_AREA)
+
+
+def warm_up() -> None:
+    """Have this thread do once what OpenCV does at a thread's first use of it."""
+    for side in (16, 48):
+        _resize(
+            np.zeros((side, side, 3), np.uint8), [np.zeros((size, size, 3), np.uint8) for size in (12, 6)]
+        )
 
 
 def _resize_exactly(part: Pixels, out: Sequence[Pixels]) -> None:

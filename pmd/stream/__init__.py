@@ -7,25 +7,31 @@ cache.py     shards that lie elsewhere, kept here while they are needed
 feed.py      Stream, or several blended -> batches, where a run stands, and the proof of what it saw
 """
 
+from pmd.errors import BadRequest, Damaged, PmdError, Refused
 from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, merged, prove
 from pmd.stream.order import keyed, mix_of, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
-from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit
+from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit, Visit
 
 __all__ = [
+    "BadRequest",
     "Batch",
     "Blend",
     "Damage",
+    "Damaged",
     "Feed",
     "Gather",
     "Identity",
     "Overlay",
+    "PmdError",
     "Proof",
+    "Refused",
     "Remainder",
     "Sample",
     "Source",
     "Stream",
     "Unit",
+    "Visit",
     "keyed",
     "merged",
     "mix_of",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pmd.errors import BadRequest, Damaged, Refused
 from pmd.stream.order import Mix, Places, added, keyed, order_hash, set_hash, subtracted
-from pmd.stream.samples import Sample, Stream
+from pmd.stream.samples import Sample, Stream, Visit
 
 FORMAT = 1  # of a state
 # What becomes of the samples at the end of an epoch that fill no batch: left out, or filled up by others of
@@ -50,6 +50,7 @@ class Source(Protocol):
 
     def mark(self, sample: Sample) -> int: ...
     def ordered_mark(self, epoch: int, position: int) -> int: ...
+    def visits(self, epoch: int, positions: Places) -> list[Visit]: ...
     def read(self, epoch: int, positions: Places) -> list[Sample]: ...
     def substitute(self, epoch: int, position: int, attempt: int) -> Sample: ...
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None: ...
@@ -127,12 +128,15 @@ class Blend:
         return part.stream.ordered_mark(part.epoch, int(part.places[0]))
 
     def read(self, epoch: int, positions: Places) -> list[Sample]:
+        return [visit.read() for visit in self.visits(epoch, positions)]
+
+    def visits(self, epoch: int, positions: Places) -> list[Visit]:
         assert epoch == 0, "a blend has one epoch, without end"
-        found: dict[int, Sample] = {}
+        found: dict[int, Visit] = {}
         for part in self._parts(positions):
-            samples = part.stream.read(part.epoch, part.places)
-            for position, sample in zip(part.positions.tolist(), samples, strict=True):
-                found[position] = sample._replace(epoch=0, position=position)
+            visits = part.stream.visits(part.epoch, part.places)
+            for position, visit in zip(part.positions.tolist(), visits, strict=True):
+                found[position] = visit._replace(at=(0, position))
         return [found[position] for position in positions.tolist()]
 
     def substitute(self, epoch: int, position: int, attempt: int) -> Sample:
@@ -266,28 +270,26 @@ class Feed:
         self.source, self.rank, self.world = source, rank, world
         self._size, self._remainder = batch, remainder
         self._parts = 1  # that its batches are dealt out to by turns, this being one
-        self._place: MutableSequence[int] = [0, 0]  # epoch, position
+        self.epoch, self.position = 0, 0  # behind the last batch that was delivered, of all ranks
+        self._jumps = 0  # to somewhere else than behind a batch
+        self._told: MutableSequence[int] | None = None
         self._proven = Proof()  # over all ranks, up to the last time they were put together
         self._own = Proof()  # since then
 
-    @property
-    def epoch(self) -> int:
-        return int(self._place[0])
-
-    @property
-    def position(self) -> int:
-        """In the epoch: behind the last batch that was delivered, of all ranks."""
-        return int(self._place[1])
-
-    def go_to(self, epoch: int, position: int) -> None:
-        self._place[0], self._place[1] = epoch, position
-
-    def keep_place_in(self, memory: MutableSequence[int]) -> None:
-        """From now on, in two numbers that processes share, say: those that make batches begin where it then
-        stands.
+    def tell_jumps_in(self, memory: MutableSequence[int]) -> None:
+        """Have copies of this feed in other processes, which share these three numbers, begin their next
+        iteration where this one goes: to the next epoch, or to a loaded place. (Not where it gets by
+        delivering: they may look a moment later.)
         """
-        memory[0], memory[1] = self.epoch, self.position
-        self._place = memory
+        self._told = memory
+        memory[0], memory[1], memory[2] = self._jumps, self.epoch, self.position
+
+    def _jump(self, epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+        self._jumps += 1
+        if self._told is not None:
+            # The number last: who sees it sees the place too.
+            self._told[1], self._told[2], self._told[0] = epoch, position, self._jumps
 
     @property
     def batches(self) -> int | None:
@@ -309,7 +311,10 @@ class Feed:
         assert self._parts == 1 and 0 <= number < of
         part = copy.copy(self)
         part._parts = of
-        part._place = [self.epoch, self.position + number * self._size]
+        if self._told is not None and int(self._told[0]) != self._jumps:
+            part.epoch, part.position = int(self._told[1]), int(self._told[2])
+        part._told = None
+        part.position += number * self._size
         # What this rank has delivered since the ranks' proofs were put together goes with the first part.
         part._own = Proof() if number else self._own
         return part
@@ -357,11 +362,11 @@ class Feed:
         positions = np.array([sample.position for sample in real], np.int64)
         order = order_hash(batch.epoch, positions, marks)
         self._own += Proof(order, set_hash(ordered), len(real), substituted)
-        self.go_to(self.epoch, self.position + self._size * self._parts)
+        self.position += self._size * self._parts
 
     def end_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
-        self.go_to(self.epoch + 1, 0)
+        self._jump(self.epoch + 1, 0)
         self._proven = self._own = Proof()
 
     # States
@@ -405,7 +410,7 @@ class Feed:
                 f"the saved state is one of {parts} parts, here {self._parts} share the work: put the states "
                 "of all parts together with pmd.stream.merged, and load that"
             )
-        self.go_to(state["epoch"], state["position"])
+        self._jump(state["epoch"], state["position"])
         proof = Proof.of_json(state)
         if "before" in state:
             self._proven, self._own = Proof.of_json(state["before"]), proof

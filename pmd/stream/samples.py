@@ -33,7 +33,7 @@ from pmd.lock import Lock, LockedFile, read_locked
 from pmd.records import key_hash
 from pmd.storage import Store
 from pmd.stream.cache import Cache
-from pmd.stream.order import Numbers, Order, Places, keyed
+from pmd.stream.order import Numbers, Order, Places, keyed, keyed_each
 from pmd.stream.overlay import Overlay, Times
 from pmd.tables import read_table
 
@@ -58,6 +58,26 @@ class Sample(NamedTuple):
     box: tuple[float, float, float, float] | None
     # The key of the sample whose turn it was, if this one stands in for it.
     instead_of: str | None = None
+
+
+class Visit(NamedTuple):
+    """Which sample stands at a position. Found for a whole batch at once, which takes little longer than for
+    one, and read one by one, by any thread.
+    """
+
+    stream: "Stream"
+    epoch: int  # of the stream
+    position: int
+    shard: int
+    sample: int  # in the shard
+    chance: int  # which decides on the caption
+    # What the sample is told to be, where that is something else: the place in a blend.
+    at: tuple[int, int] | None = None
+
+    def read(self) -> Sample:
+        """Raises Damaged where hardly any sample can be read."""
+        sample = self.stream.delivered(self)
+        return sample if self.at is None else sample._replace(epoch=self.at[0], position=self.at[1])
 
 
 class Damage(NamedTuple):
@@ -185,13 +205,18 @@ class Stream:
 
     def read(self, epoch: int, positions: Places) -> list[Sample]:
         """The samples at some positions. Raises Damaged where hardly any can be read."""
+        return [visit.read() for visit in self.visits(epoch, positions)]
+
+    def visits(self, epoch: int, positions: Places) -> list[Visit]:
+        """Which samples stand at some positions."""
         at = self.order.at(epoch, positions)
         if positions.size:
             self._look_ahead(epoch, int(positions[0]))
-        return [
-            self._delivered(epoch, int(position), int(shard), int(sample))
-            for position, shard, sample in zip(positions, *at, strict=True)
-        ]
+        chances = keyed_each((self.identity.seed, epoch), positions, _CAPTION)
+        numbers = zip(
+            positions.tolist(), at.shard.tolist(), at.sample.tolist(), chances.tolist(), strict=True
+        )
+        return [Visit(self, epoch, *four) for four in numbers]
 
     def substitute(self, epoch: int, position: int, attempt: int) -> Sample:
         """What stands in for a position's sample after `attempt` failures (from 1 on): the same for all ranks
@@ -203,7 +228,9 @@ class Stream:
             )
         other = keyed(self.identity.seed, epoch, position, attempt, _SUBSTITUTE) % len(self)
         at = self.order.at(epoch, np.array([other]))
-        sample = self._delivered(epoch, position, int(at.shard[0]), int(at.sample[0]), attempt)
+        chance = keyed(self.identity.seed, epoch, position, _CAPTION)
+        visit = Visit(self, epoch, position, int(at.shard[0]), int(at.sample[0]), chance)
+        sample = self.delivered(visit, attempt)
         (ordered,) = self.keys(epoch, np.array([position]))
         return sample._replace(instead_of=ordered)
 
@@ -217,18 +244,18 @@ class Stream:
         with self._guard:
             self.damages.append(Damage(epoch, position, key, why))
 
-    def _delivered(self, epoch: int, position: int, number: int, sample: int, attempt: int = 0) -> Sample:
-        shard = self._shard(number)
-        chance = keyed(self.identity.seed, epoch, position, _CAPTION)
-        place = shard.place(sample, chance)
+    def delivered(self, visit: Visit, attempt: int = 0) -> Sample:
+        """The sample of a visit, or what stands in for it. Raises Damaged; see substitute."""
+        shard = self._shard(visit.shard)
+        place = shard.place(visit.sample, visit.chance)
         try:
             image = shard.image(place.row, verified=self._verified)
         except (OSError, ValueError) as error:
-            self.damaged(epoch, position, shard.keys[place.row].as_py(), str(error))
-            return self.substitute(epoch, position, attempt + 1)
+            self.damaged(visit.epoch, visit.position, shard.keys[place.row].as_py(), str(error))
+            return self.substitute(visit.epoch, visit.position, attempt + 1)
         return Sample(
-            epoch,
-            position,
+            visit.epoch,
+            visit.position,
             shard.keys[place.row].as_py(),
             shard.source,
             image,
@@ -296,12 +323,13 @@ class _Shard:
         self._file = tar.fileno()
         self.keys = index["key"].combine_chunks()
         self._offsets, self._sizes = (index[name].to_numpy() for name in ("offset", "size"))
-        self._hashes = index["stored_sha256"].combine_chunks()
+        self._hashes = bytes.fromhex("".join(index["stored_sha256"].to_pylist()))  # 32 bytes each
         self._original = index["original_width"].to_numpy(), index["original_height"].to_numpy()
         captions = cast("pa.ListArray", index["captions"].combine_chunks())
         flat = captions.flatten()
         kept = pc.is_null(flat.field("reason"))
         self.texts, self._boxes = flat.field("text").filter(kept), flat.field("box").filter(kept)
+        self._has_boxes = self._boxes.null_count < len(self._boxes)
         of_row = pc.list_parent_indices(captions).filter(kept).to_numpy()
         # Where each row's kept captions begin among all; and the end of the last.
         self._first = np.searchsorted(of_row, np.arange(len(self.keys) + 1))
@@ -347,13 +375,13 @@ class _Shard:
         image = os.pread(self._file, size, int(self._offsets[row]))
         if len(image) != size:
             raise ValueError(f"{self._tar}: ends within an image")
-        if verified and hashlib.sha256(image).hexdigest() != self._hashes[row].as_py():
+        if verified and hashlib.sha256(image).digest() != self._hashes[32 * row : 32 * row + 32]:
             raise ValueError(f"{self._tar}: an image is not the one that was stored")
         return image
 
     def box(self, place: _Place) -> tuple[float, float, float, float] | None:
         """In shares of the image's sides: boxes are told in px of the published image."""
-        box: Any = self._boxes[place.caption].as_py()
+        box: Any = self._boxes[place.caption].as_py() if self._has_boxes else None
         if box is None:
             return None
         width, height = (float(side[place.row]) for side in self._original)
