@@ -32,8 +32,13 @@ check: setup  ## lint, format, types
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/peers.txt
 	@touch $@
 
-bench: setup .venv-peers/.installed  ## every benchmark, as JSON lines
-	@for name in readers language plan plan_mixed archives shard images hostile download; do $(RUN) -m tests.bench.$$name --json || exit 1; done
+.venv-loaders/.installed: tests/bench/loader_peers.txt
+	$(PYTHON) -m venv .venv-loaders
+	.venv-loaders/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/loader_peers.txt
+	@touch $@
+
+bench: setup .venv-peers/.installed .venv-loaders/.installed  ## every benchmark, as JSON lines
+	@for name in readers language plan plan_mixed archives shard images hostile download stream loader; do $(RUN) -m tests.bench.$$name --json || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-peers .demo build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-loaders .demo build dist *.egg-info

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def locked(
     dropped: int = 1,
     captions: int = 3,
     broken: Container[int] = (),
+    image: Callable[[int], bytes] = picture,
 ) -> Lock:
     """Write a corpus: of each source, a shard for each number, which says how many samples it keeps.
 
@@ -48,7 +49,7 @@ def locked(
             for n in range(number, number + size + dropped):
                 row = _row(source, n, captions)
                 if n < number + size:
-                    images[row["key"]] = b"\xff\xd8\xff no picture" if n in broken else picture(n)
+                    images[row["key"]] = b"\xff\xd8\xff no picture" if n in broken else image(n)
                     row |= _kept(images[row["key"]])
                 else:
                     row |= {"status": "failed_to_download", "reason": "http_404", "error_message": "HTTP 404"}
