@@ -19,6 +19,7 @@ from pipelines.download import download
 from pipelines.estimate import as_json as estimate_json
 from pipelines.estimate import estimate, estimate_table, hours_line
 from pipelines.filter import filter_
+from pipelines.imported import import_tars
 from pipelines.job import Job, open_job
 from pipelines.library import Library
 from pipelines.lock import lock
@@ -185,6 +186,38 @@ def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:
         return
     _print_table(told["sources"], title=f"{made.name} in {job.store.root}")
     print(f"root {made.root}   ({told['requests']:,} requests, {told['files_written']:,} files written)")
+
+
+@app.command(
+    "import", help="Make tars of img2dataset, or of anybody, a corpus; they are read where they are."
+)
+def import_command(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What wrote them: img2dataset.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the tars.")],
+    out: Annotated[str | None, typer.Option("--out", help="Another folder for what is written.")] = None,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME", help="What to call it: a-z 0-9 _")
+    ] = "img2dataset",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads. [default: one a core]")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    if kind != "img2dataset":
+        raise BadRequest(f"import {kind}: only img2dataset is known; it reads the tars of any writer")
+    made = import_tars(
+        folder, out=out, source=source, threads=workers or os.cpu_count() or 1, progress=Progress()
+    )
+    told = made.as_json()
+    if as_json:
+        _print_json(told)
+        return
+    _print_table(told["sources"], title=f"{made.lock.name} in {out or folder}")
+    if made.unread:
+        print("not read: " + ", ".join(f"{count:,} .{ending}" for ending, count in made.unread.items()))
+    written = f"{made.files_written:,} files written" if made.files_written else "nothing to write"
+    print(f"root {made.lock.root}   ({written})")
 
 
 @app.command("status", help="How far an output is.")

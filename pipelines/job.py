@@ -267,8 +267,8 @@ def open_job(
             raise BadRequest(f"--only {source}: this corpus has {', '.join(corpus.sources)}")
     store = Store(out)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_holding(store))
-        _check_definition(store, definition(corpus, limit))
+        stack.enter_context(holding(store))
+        check_definition(store, definition(corpus, limit))
         if not repairs and store.exists(REPAIRING):
             raise Refused(
                 f"{store.root}: a repair was stopped while it exchanged shards; run that `pmd repair` again, "
@@ -279,7 +279,7 @@ def open_job(
         yield Job(corpus, store, progress, chosen, limit, where, stack)
 
 
-def _check_definition(store: Store, wanted: dict[str, Any]) -> None:
+def check_definition(store: Store, wanted: dict[str, Any]) -> None:
     if not store.exists(DEFINITION):
         store.write_bytes(DEFINITION, json.dumps(wanted, indent=1, sort_keys=True).encode() + b"\n")
         return
@@ -303,7 +303,7 @@ def differences(before: Any, after: Any, at: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _holding(store: Store) -> Generator[None]:
+def holding(store: Store) -> Generator[None]:
     """Hold an output against other runs; Busy at once when it is held."""
     owner = {
         "host": platform.node(),

@@ -29,11 +29,16 @@ class Sample(NamedTuple):
 
 
 def find(store: Store, keys: Sequence[str]) -> Iterator[Sample]:
-    """The rows of some keys, kept or not. A key says which shard it is in, so no other is opened."""
+    """The rows of some keys, kept or not. A key says which shard it is in, so no other is opened; but where
+    shards were imported, it may be in any.
+    """
     sources = status(store).sources
     for key in keys:
         source = next((name for name in sources if key.startswith(f"{name}-")), None)
         plan = read_plan(store, source) if source else None
+        if source is not None and plan is None and (found := _imported(store, source, key)) is not None:
+            yield found
+            continue
         if source is None or not plan or not plan["shards"]:
             raise BadRequest(f"{key}: no source of this corpus ({', '.join(sources)}) has such a key")
         number = key_hash(key) % plan["shards"]
@@ -45,6 +50,15 @@ def find(store: Store, keys: Sequence[str]) -> Iterator[Sample]:
         if not rows:
             raise BadRequest(f"{key}: {source} has no such record; it would be in {store.path(index)}")
         yield Sample(numbered("shards", source, number, "tar"), rows[0])
+
+
+def _imported(store: Store, source: str, key: str) -> Sample | None:
+    for index in store.names(f"shards/{source}", ".parquet"):
+        with store.reading(index) as path:
+            if key in read_table(path, ["key"])["key"].to_pylist():
+                (row,) = read_table(path, where=("key", key)).to_pylist()
+                return Sample(index.removesuffix("parquet") + "tar", row)
+    return None
 
 
 def choose(store: Store, *, only: Sequence[str], count: int, seed: int) -> list[Sample]:

@@ -70,9 +70,19 @@ def open_output(root: str) -> Store:
 
 def status(store: Store) -> Status:
     """Look at an output; holds nothing and may be called while a run is under way."""
-    corpus = json.loads(store.read_bytes(DEFINITION))["corpus"]
+    definition = json.loads(store.read_bytes(DEFINITION))
+    corpus = definition["corpus"]
+    look = _imported if "imported" in definition else _source
     root = read_lock(store.read_bytes(LOCK), where=store.path(LOCK)).root if store.exists(LOCK) else None
-    return Status(corpus["name"], root, {source: _source(store, source) for source in corpus["sources"]})
+    return Status(corpus["name"], root, {source: look(store, source) for source in corpus["sources"]})
+
+
+def _imported(store: Store, source: str) -> SourceStatus:
+    """Of tars that were imported there are shards alone."""
+    indexes = store.names(f"shards/{source}", ".parquet")
+    counts = sum((shard_facts(store, index).counts for index in indexes), Counts())
+    tasks = len(store.names(f"shards/{source}", ".tar"))
+    return SourceStatus(True, tasks, dict.fromkeys(STAGES, 0) | {"shards": len(indexes)}, counts, {}, {})
 
 
 def _source(store: Store, source: str) -> SourceStatus:

@@ -17,7 +17,7 @@ from pipelines.job import REPAIRING
 from pipelines.lock import LOCK
 from pmd.errors import BadRequest, Damaged
 from pmd.lock import Lock, LockedFile, read_lock
-from pmd.shards import tar_faults
+from pmd.shards import image_faults, tar_faults
 from pmd.storage import Store
 from pmd.tables import read_table
 
@@ -59,7 +59,7 @@ def verify(store: Store, *, threads: int, told: Callable[[int], None] = lambda f
         )
     by_path = {file.path: file for file in lock.files}
     with ThreadPoolExecutor(threads) as pool:
-        judged = pool.map(lambda file: list(_faults(store, file, by_path, _image_format(lock))), lock.files)
+        judged = pool.map(lambda file: list(_faults(store, file, by_path, lock)), lock.files)
         for done, faults in enumerate(judged):
             bad += faults
             told(done + 1)
@@ -80,9 +80,7 @@ def _strangers(store: Store, lock: Lock) -> Iterator[Bad]:
                 yield Bad(name, None, "it is not in the lock")
 
 
-def _faults(
-    store: Store, file: LockedFile, by_path: dict[str, LockedFile], image_format: str
-) -> Iterator[Bad]:
+def _faults(store: Store, file: LockedFile, by_path: dict[str, LockedFile], lock: Lock) -> Iterator[Bad]:
     """What is wrong with one file; nothing if its hash is right."""
     if not store.exists(file.path):
         yield Bad(file.path, None, "it is missing")
@@ -100,7 +98,10 @@ def _faults(
         yield whole
         return
     with store.open(file.path) as tar:
-        samples = [Bad(file.path, fault.sample, fault.why) for fault in tar_faults(tar, index, image_format)]
+        # An imported tar is not in our form; where no image is damaged, it is told as a whole.
+        imported = "imported" in lock.definition
+        faults = image_faults(tar, index) if imported else tar_faults(tar, index, _image_format(lock))
+        samples = [Bad(file.path, fault.sample, fault.why) for fault in faults]
     yield from samples or [whole]
 
 

@@ -72,7 +72,7 @@ class Archives:
 
 class _Archive:
     def __init__(self, path: Path):
-        self._file = _File(path)
+        self._file = OpenFile(path)
         self._listing = _listing(self._file)
 
     def read(self, path: bytes, max_bytes: int) -> bytes | Reason | None:
@@ -94,7 +94,7 @@ class _Archive:
         return None
 
     def _entry(self, place: int) -> "_Entry | None":
-        return _tar_entry(self._file, place) if self._listing.is_tar else _zip_entry(self._file.at, place)
+        return tar_entry(self._file, place) if self._listing.is_tar else _zip_entry(self._file.at, place)
 
     def _read(self, entry: "_Entry", max_bytes: int) -> bytes | Reason | None:
         if isinstance(entry, _ZipEntry):
@@ -102,7 +102,7 @@ class _Archive:
         if entry.link is None:
             return _read_tar(self._file, entry, max_bytes=max_bytes)
         for place in self._listing.places(b"/" + entry.link):
-            target = _tar_entry(self._file, place) if place < entry.place else None
+            target = tar_entry(self._file, place) if place < entry.place else None
             # One step only: tar names the first of its names in every link.
             if target is not None and target.name == entry.link and target.link is None:
                 return _read_tar(self._file, target, max_bytes=max_bytes)
@@ -112,7 +112,7 @@ class _Archive:
 # Files
 
 
-class _File:
+class OpenFile:
     """A file that is open as long as this object lives. Threads share it: reading moves no position."""
 
     def __init__(self, path: Path):
@@ -199,7 +199,7 @@ _listings: dict[_Identity, _Listing] = {}
 _listing_one = threading.Lock()  # or threads that open the same archive would all list it
 
 
-def _listing(file: _File) -> _Listing:
+def _listing(file: OpenFile) -> _Listing:
     with _listing_one:
         listing = _listings.pop(file.identity, None)
         if listing is None:
@@ -211,7 +211,7 @@ def _listing(file: _File) -> _Listing:
         return listing
 
 
-def _list(file: _File) -> _Listing:
+def _list(file: OpenFile) -> _Listing:
     """Raises BadRequest, Damaged."""
     head = file.at(0, _BLOCK)
     if head.startswith((_ZIP_MEMBER, _ZIP_END)):
@@ -281,7 +281,7 @@ class _ZipEntry(NamedTuple):
     length: int  # bytes of this entry
 
 
-def _directory(file: _File) -> _Directory:
+def _directory(file: OpenFile) -> _Directory:
     """Raises Damaged."""
     at = max(0, file.size - _END.size - 0xFFFF)  # it may have a comment of so many bytes
     tail = file.at(at, file.size - at)
@@ -302,7 +302,7 @@ def _directory(file: _File) -> _Directory:
     raise Damaged(f"{file.path}: a zip without the list of members at its end: it was cut short{_AGAIN}")
 
 
-def _zip64_directory(file: _File, end: int) -> _Directory | None:
+def _zip64_directory(file: OpenFile, end: int) -> _Directory | None:
     """None where it is not in Zip64; end: where the plain end record is."""
     locator = file.at(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size else b""
     if not locator.startswith(_ZIP64_LOCATOR):
@@ -315,7 +315,7 @@ def _zip64_directory(file: _File, end: int) -> _Directory | None:
     return _Directory(stop - size, stop, members, 1 << 64)
 
 
-def _zip_names(file: _File, directory: _Directory) -> Iterator[tuple[int, bytes]]:
+def _zip_names(file: OpenFile, directory: _Directory) -> Iterator[tuple[int, bytes]]:
     """(place, name) of every file. Raises Damaged."""
     place, members, at = directory.start, 0, _reading_ahead(file)
     while place < directory.stop:
@@ -367,7 +367,7 @@ def _zip64_extra(extra: bytes, *values: int) -> Iterator[int]:
         yield value
 
 
-def _reading_ahead(file: _File) -> _At:
+def _reading_ahead(file: OpenFile) -> _At:
     """Reads a file from front to back in large pieces."""
     start, piece = 0, b""
 
@@ -380,7 +380,7 @@ def _reading_ahead(file: _File) -> _At:
     return at
 
 
-def _read_zip(file: _File, entry: _ZipEntry, *, stop: int, max_bytes: int) -> bytes | Reason:
+def _read_zip(file: OpenFile, entry: _ZipEntry, *, stop: int, max_bytes: int) -> bytes | Reason:
     if entry.flags & _ENCRYPTED or entry.method not in (_STORED, _DEFLATED):
         return Reason.BAD_ENCODING
     # What packs this badly is not read to the end to see whether it is as small as it says.
@@ -402,7 +402,7 @@ def _read_zip(file: _File, entry: _ZipEntry, *, stop: int, max_bytes: int) -> by
     return data or Reason.BODY_EMPTY
 
 
-def _data(file: _File, entry: _ZipEntry) -> int | None:
+def _data(file: OpenFile, entry: _ZipEntry) -> int | None:
     """Where a member's data starts, if there is a header of its name before it."""
     for offset in range(entry.header, file.size, 1 << 32):
         header = file.at(offset, _GUESS)
@@ -433,7 +433,7 @@ _DECIMAL = re.compile(rb"\d{1,19}")
 _TOLD_BYTES = 1 << 20  # of what is put before a header; names that do not fit are no paths anyway
 
 
-class _TarEntry(NamedTuple):
+class TarEntry(NamedTuple):
     """A member of a tar, by its headers."""
 
     place: int  # of the first of them
@@ -445,16 +445,16 @@ class _TarEntry(NamedTuple):
     next: int  # where the next member's headers start
 
 
-def _tar_names(file: _File) -> Iterator[tuple[int, bytes]]:
+def _tar_names(file: OpenFile) -> Iterator[tuple[int, bytes]]:
     """(place, name) of every file. Raises Damaged."""
     place = 0
-    while (entry := _tar_entry(file, place)) is not None:
+    while (entry := tar_entry(file, place)) is not None:
         if entry.is_file:
             yield place, entry.name
         place = entry.next
 
 
-def _tar_entry(file: _File, place: int) -> _TarEntry | None:
+def tar_entry(file: OpenFile, place: int) -> TarEntry | None:
     """The member whose headers start there; None at the end of the archive, also of one cut short."""
     at, told = place, dict[bytes, bytes]()  # by its name in pax
     while True:
@@ -482,7 +482,7 @@ def _tar_entry(file: _File, place: int) -> _TarEntry | None:
     link = told.get(b"linkpath") or _text(header[157:257])
     is_file = kind in (*_FILES, _LINK) and not name.endswith(b"/") and _PAX_SPARSE not in told
     after = at if kind in _BODILESS else at + _padded(size)
-    return _TarEntry(place, _plain(name), _plain(link) if kind == _LINK else None, is_file, at, size, after)
+    return TarEntry(place, _plain(name), _plain(link) if kind == _LINK else None, is_file, at, size, after)
 
 
 def _is_tar_header(header: bytes) -> bool:
@@ -531,7 +531,7 @@ def _padded(size: int) -> int:
 _ZEROS = bytes(_BLOCK)
 
 
-def _read_tar(file: _File, entry: _TarEntry, *, max_bytes: int) -> bytes | Reason:
+def _read_tar(file: OpenFile, entry: TarEntry, *, max_bytes: int) -> bytes | Reason:
     if entry.size > max_bytes:
         return Reason.BODY_LIMIT
     data = file.at(entry.data, entry.size)
@@ -540,7 +540,7 @@ def _read_tar(file: _File, entry: _TarEntry, *, max_bytes: int) -> bytes | Reaso
     return data or Reason.BODY_EMPTY
 
 
-_Entry = _ZipEntry | _TarEntry
+_Entry = _ZipEntry | TarEntry
 
 
 # Packed tars

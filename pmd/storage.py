@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from pmd.errors import BadRequest
+from pmd.errors import BadRequest, Refused
 
 UNFINISHED = ".part"  # ending of a file that is being written aside
 
@@ -154,6 +154,26 @@ class Store:
         except FileExistsError:
             return False
         return True
+
+    def link(self, name: str, target: Path) -> None:
+        """Have a name lead to a local file, unless it does: by a relative link, so that both may be moved
+        together. Raises Refused where a file is in its place.
+        """
+        assert self.is_local, self.root
+        final = Path(self.path(name))
+        wanted = os.path.relpath(target, final.parent.resolve())
+        if final.is_symlink() and os.readlink(final) == wanted:
+            return
+        if final.exists() and not final.is_symlink():
+            raise Refused(f"{final} is in the way of a link to {target}; delete it if it is not needed")
+        aside = _aside(final)
+        try:
+            os.symlink(wanted, aside)
+            os.replace(aside, final)
+            _sync(final.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+        self.published += 1
 
     def remove(self, name: str) -> None:
         """Delete a file; no complaint if it is gone already."""
