@@ -199,7 +199,7 @@ def import_command(
         str, typer.Option("--source", metavar="NAME", help="What to call it: a-z 0-9 _")
     ] = "img2dataset",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads. [default: one a core]")
+        int | None, typer.Option("--workers", min=1, help="Processes. [default: one a core]")
     ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -207,7 +207,7 @@ def import_command(
     if kind != "img2dataset":
         raise BadRequest(f"import {kind}: only img2dataset is known; it reads the tars of any writer")
     made = import_tars(
-        folder, out=out, source=source, threads=workers or os.cpu_count() or 1, progress=Progress()
+        folder, out=out, source=source, workers=workers or os.cpu_count() or 1, progress=Progress()
     )
     told = made.as_json()
     if as_json:

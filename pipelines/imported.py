@@ -11,10 +11,13 @@ of the tars, so that nothing depends on how many are looked at at a time.
 
 import os
 import re
+import signal
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,8 @@ from pipelines.lock import LOCK, shard_facts
 from pipelines.progress import Progress
 from pmd import foreign
 from pmd.archives import OpenFile
-from pmd.errors import BadRequest, Damaged, Refused
-from pmd.foreign import Found
-from pmd.foreign_keys import Keys
+from pmd.errors import BadRequest, Damaged, Refused, TasksFailed
+from pmd.foreign_keys import Keys, Named
 from pmd.lock import FORMAT, Lock, LockedFile, LockedSource, lock_bytes, read_lock, root_hash
 from pmd.manifest import fingerprint
 from pmd.shards import Shard
@@ -61,7 +63,7 @@ class Imported:
         }
 
 
-def import_tars(folder: Path, *, out: str | None, source: str, threads: int, progress: Progress) -> Imported:
+def import_tars(folder: Path, *, out: str | None, source: str, workers: int, progress: Progress) -> Imported:
     """Make the tars directly in a folder a corpus; out: where its files go, without one into the folder.
 
     Raises BadRequest, and Refused where the output is another corpus or the tars are no longer those that
@@ -84,9 +86,9 @@ def import_tars(folder: Path, *, out: str | None, source: str, threads: int, pro
         check_definition(store, wanted)
         Store(store.path("shards")).sweep()  # not all: the folder may be theirs, with hidden files of theirs
         made = _Import(store, source, wanted)
-        jobs = [_Tar(number, path) for number, path in enumerate(tars)]
-        with progress.stage("import", {source: len(jobs)}, unit="tars"):
-            for done, looked in enumerate(_in_order(made, jobs, threads)):
+        tasks = [_Task(store.root, source, wanted, number, path) for number, path in enumerate(tars)]
+        with progress.stage("import", {source: len(tasks)}, unit="tars"):
+            for done, looked in enumerate(_in_order(tasks, workers)):
                 made.take(looked)
                 progress.done(source, done + 1)
         return Imported(made.lock(), dict(sorted(made.unread.items())), store.published)
@@ -121,17 +123,22 @@ def _check_lock(store: Store, wanted: dict[str, Any], folder: Path, tars: int) -
 
 
 @dataclass(frozen=True)
-class _Tar:
+class _Task:
+    """One tar, told to the process that reads it."""
+
+    out: str
+    source: str
+    definition: dict[str, Any]
     number: int
     path: Path
 
-    @property
-    def list(self) -> Path:
-        return self.path.with_suffix(".parquet")
+    def name(self, ending: str) -> str:
+        """Of a file of the output."""
+        return numbered("shards", self.source, self.number, ending)
 
     @property
     def told(self) -> str:
-        """Its name as text, whatever its bytes are."""
+        """The tar's name as text, whatever its bytes are."""
         return os.fsencode(self.path.name).decode("utf-8", "replace")
 
 
@@ -139,28 +146,94 @@ class _Tar:
 class _Looked:
     """A tar, hashed; and what is in it, unless its index is there."""
 
-    tar: _Tar
-    sha256: str
-    size: int
-    listed: dict[str, Any] | None  # name, sha256 and size of the list beside it
+    task: _Task
+    made_from: list[dict[str, Any]]  # the tar, and the list beside it: name, sha256, size
     fingerprint: str
-    found: list[Found] | None = None
+    rows: pa.Table | None = None  # INDEX, without keys
+    named: list[Named] = field(default_factory=list)  # row for row
     unread: Counter[str] = field(default_factory=Counter)
 
 
-def _in_order(made: "_Import", tars: list[_Tar], threads: int) -> Iterator[_Looked]:
-    """Look at some tars at a time; hand them on in their order, never far behind."""
+def _in_order(tasks: list[_Task], workers: int) -> Iterator[_Looked]:
+    """Look at some tars at a time, in processes; hand them on in their order, never far behind."""
+    if min(workers, len(tasks)) == 1:
+        yield from map(_look, tasks)
+        return
     waiting: deque[Future[_Looked]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="import")
+    # Spawned: what is forked beside threads (of pyarrow, of a display) may hang.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupts)
     try:
-        for tar in tars:
-            if len(waiting) >= threads + WAITING:
+        for task in tasks:
+            if len(waiting) >= workers + WAITING:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(made.look, tar))
+            waiting.append(pool.submit(_look, task))
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise TasksFailed("a process that reads tars was killed; run the same line again") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches all processes of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _look(task: _Task) -> _Looked:
+    """Hash a tar and, where it has no index yet, read what is in it. Raises Refused, Damaged."""
+    tar, path = OpenFile(task.path), task.path.with_suffix(".parquet")
+    listed = OpenFile(path) if path.exists() else None
+    made_from = [_hashed(task.path, task.told)]
+    if listed is not None:
+        made_from.append(_hashed(path, task.told.removesuffix("tar") + "parquet"))
+    looked = _Looked(task, made_from, fingerprint(task.definition | {"files": made_from}))
+    if not _is_finished(looked):
+        found = [*foreign.samples(tar, looked.unread)]
+        if listed is not None:
+            found += lost(path, {one.name for one in found}, first=len(found))
+            listed.check()
+        looked.rows = pa.Table.from_pylist([one.row | {"source": task.source} for one in found], INDEX)
+        looked.named = [Named(one.name, one.row["url"], one.again) for one in found]
+    tar.check()  # last: what was read is what was hashed
+    return looked
+
+
+def _hashed(path: Path, told: str) -> dict[str, Any]:
+    store = Store(str(path.parent))
+    return {"name": told, "sha256": store.sha256(path.name), "size": store.size(path.name)}
+
+
+def _is_finished(looked: _Looked) -> bool:
+    """Is its index there? Raises Refused where that was made from other files."""
+    task, store = looked.task, Store(looked.task.out)
+    index = task.name("parquet")
+    if not store.exists(index):
+        return False
+    footer = _footer(store, index)
+    if footer.fingerprint == looked.fingerprint:
+        return True
+    before = footer.facts.get("files") or [{}]
+    tar, made = looked.made_from[0], f"when {store.path(index)} was made"
+    if before[0].get("name") != tar["name"]:
+        was = before[0].get("name")
+        why = f"{task.path} is tar number {task.number} of its folder; {made}, that was {was}"
+    elif before[0].get("sha256") != tar["sha256"]:
+        why = f"{task.path}: sha256 is {tar['sha256']}; {made}, it was {before[0].get('sha256')}"
+    else:
+        why = f"{task.path.with_suffix('.parquet')} is not what it was {made}"
+    raise Refused(f"{why}. {_OTHERWISE}")
+
+
+def _footer(store: Store, index: str) -> Footer:
+    try:
+        with store.open(index) as file:
+            return read_footer(file)
+    except (ValueError, OSError) as error:
+        raise Damaged(f"{store.path(index)}: {error}; delete it and run the same line again") from None
+
+
+# All of them
 
 
 class _Import:
@@ -176,91 +249,35 @@ class _Import:
         self._counts = Counts()
         self.unread: Counter[str] = Counter()
 
-    def look(self, tar: _Tar) -> _Looked:
-        """Hash a tar and, where it has no index yet, read what is in it. Raises Refused, Damaged."""
-        file = OpenFile(tar.path)
-        sha256, size = _hashed(tar.path)
-        listed = None
-        if tar.list.exists():
-            listed = {"sha256": (list_hash := _hashed(tar.list))[0], "size": list_hash[1]}
-        decided = {"tar": tar.told, "sha256": sha256, "list": listed}
-        looked = _Looked(tar, sha256, size, listed, fingerprint(self._definition | decided))
-        if not self._is_finished(looked):
-            looked.found = [*foreign.samples(file, looked.unread)]
-            if listed is not None:
-                names = {found.name for found in looked.found}
-                looked.found += lost(tar.list, names, first=len(looked.found))
-        file.check()  # last: what was read is what was hashed
-        return looked
-
-    def _is_finished(self, looked: _Looked) -> bool:
-        """Raises Refused where the index was made from other files."""
-        index = numbered("shards", self._source, looked.tar.number)
-        if not self._store.exists(index):
-            return False
-        footer = self._footer(index)
-        if footer.fingerprint == looked.fingerprint:
-            return True
-        before = footer.facts
-        made = f"when {self._store.path(index)} was made"
-        if before.get("tar") != looked.tar.told:
-            was = before.get("tar")
-            why = f"{looked.tar.path} is tar number {looked.tar.number} of its folder; {made}, that was {was}"
-        elif before.get("tar_sha256") != looked.sha256:
-            was = before.get("tar_sha256")
-            why = f"{looked.tar.path}: sha256 is {looked.sha256}; {made}, it was {was}"
-        else:
-            why = f"{looked.tar.list} is not what it was {made}"
-        raise Refused(f"{why}. {_OTHERWISE}")
-
-    def _footer(self, index: str) -> Footer:
-        try:
-            with self._store.open(index) as file:
-                return read_footer(file)
-        except (ValueError, OSError) as error:
-            raise Damaged(
-                f"{self._store.path(index)}: {error}; delete it and run the same line again"
-            ) from None
-
     def take(self, looked: _Looked) -> None:
         """Give the samples of the next tar their keys, and write its index unless it is there."""
-        index = numbered("shards", self._source, looked.tar.number)
-        tar = numbered("shards", self._source, looked.tar.number, "tar")
-        if looked.found is None:
-            self._links[tar] = looked.tar.path
+        tar, index = looked.task.name("tar"), looked.task.name("parquet")
+        if looked.rows is None:
+            self._links[tar] = looked.task.path
             with self._store.open(index) as file:
                 self._keys.taken(read_table(file, ["key"])["key"].to_pylist())
         else:
-            self._store.link(tar, looked.tar.path)
-            self._write(index, looked, looked.found)
+            self._store.link(tar, looked.task.path)
+            self._write(index, looked, looked.rows)
         shard = shard_facts(self._store, index)
         self._counts += shard.counts
-        self.unread.update(self._footer(index).facts["unread"])
+        self.unread.update(_footer(self._store, index).facts["unread"])
+        counts = {"images": shard.counts.images, "pairs": shard.counts.pairs}
         self._files += [
-            LockedFile(
-                path=tar,
-                sha256=looked.sha256,
-                size=looked.size,
-                images=shard.counts.images,
-                pairs=shard.counts.pairs,
-            ),
+            LockedFile(path=tar, sha256=shard.tar_sha256, size=shard.tar_size, **counts),
             LockedFile(path=index, sha256=self._store.sha256(index), size=self._store.size(index)),
         ]
-        self._made_from.append({"name": looked.tar.told, "sha256": looked.sha256, "size": looked.size})
-        if looked.listed is not None:
-            name = looked.tar.told.removesuffix("tar") + "parquet"
-            self._made_from.append({"name": name} | looked.listed)
+        self._made_from += looked.made_from
 
-    def _write(self, index: str, looked: _Looked, found: list[Found]) -> None:
-        rows = [
-            one.row | {"key": key, "source": self._source}
-            for one, key in zip(found, self._keys.give(looked.tar.told, found), strict=True)
-        ]
-        table = pa.Table.from_pylist(rows, INDEX)
-        shard = Shard(looked.fingerprint, looked.sha256, looked.size, count_rows(table))
-        facts = {"tar": looked.tar.told, "unread": dict(looked.unread)}
+    def _write(self, index: str, looked: _Looked, rows: pa.Table) -> None:
+        keys = self._keys.give(looked.task.told, looked.named)
+        key = INDEX.get_field_index("key")
+        table = rows.set_column(key, INDEX.field(key), pa.array(keys, pa.string()))
+        tar = looked.made_from[0]
+        shard = Shard(looked.fingerprint, tar["sha256"], tar["size"], count_rows(table))
+        facts = shard.facts() | {"files": looked.made_from, "unread": dict(looked.unread)}
         with self._store.writing(index) as path:
-            write_table(path, table, fingerprint=looked.fingerprint, facts=shard.facts() | facts)
+            write_table(path, table, fingerprint=looked.fingerprint, facts=facts)
 
     def lock(self) -> Lock:
         """Write the lock, unless it is there. Raises Refused where it is another one."""
@@ -287,8 +304,3 @@ class _Import:
         elif read_lock(self._store.read_bytes(LOCK), where=LOCK) != made:
             raise Refused(f"{self._store.path(LOCK)} is of other indexes than are there; see `pmd verify`")
         return made
-
-
-def _hashed(path: Path) -> tuple[str, int]:
-    store = Store(str(path.parent))
-    return store.sha256(path.name), store.size(path.name)

@@ -49,10 +49,6 @@ class Found:
     row: dict[str, Any]  # columns of the index, but for key and source
     again: bool = False  # an earlier sample of the tar is called the same
 
-    @property
-    def used(self) -> bool:
-        return self.row["status"] == "success"
-
 
 def row(
     *,

@@ -9,12 +9,19 @@ Names are unique within a tar at best: many writers begin anew in each.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pmd.foreign import Found
 from pmd.records import KEY, key_hash, url_key
+
+
+class Named(NamedTuple):
+    """What a key is made of."""
+
+    name: str  # what they call the sample; empty where that is not known
+    url: str | None
+    again: bool  # an earlier sample of the tar has its name
 
 
 class Keys:
@@ -28,7 +35,7 @@ class Keys:
         """These were given by an earlier run."""
         self._numbers.add([key_hash(key) for key in keys])
 
-    def give(self, tar: str, found: Sequence[Found]) -> list[str]:
+    def give(self, tar: str, found: Sequence[Named]) -> list[str]:
         """A key for each sample of the next tar."""
         choices = [self._choices(tar, one, place) for place, one in enumerate(found)]
         given = [next(choice) for choice in choices]
@@ -42,13 +49,13 @@ class Keys:
         self.taken(given)
         return given
 
-    def _choices(self, tar: str, found: Found, place: int) -> Iterator[str]:
+    def _choices(self, tar: str, found: Named, place: int) -> Iterator[str]:
         """The best first; they do not end, so that one is free."""
         if found.name and not found.again:
             if KEY.match(plain := f"{self._source}-{found.name}"):
                 yield plain
-            if found.row["url"] is not None:
-                yield url_key(self._source, found.row["url"])
+            if found.url is not None:
+                yield url_key(self._source, found.url)
             yield url_key(self._source, f"{tar}/{found.name}")
         for attempt in itertools.count():
             yield url_key(self._source, f"{tar}#{place}#{attempt}")

@@ -22,17 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
+import webdataset as _webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipelines import img2dataset_list
 from pipelines.imported import Imported, import_tars
 from pipelines.progress import Progress
 from pmd.archives import OpenFile
 from pmd.errors import BadRequest, Damaged, Refused
-from pmd.foreign import MOST_ENDINGS, MOST_JSON, Found, row, samples
-from pmd.foreign_keys import Keys
+from pmd.foreign import MOST_ENDINGS, MOST_JSON, Found, samples
+from pmd.foreign_keys import Keys, Named
 from pmd.records import KEY, Reason, url_key
 from pmd.stream import Feed, Sample, Stream, prove
 from tests.locked import locked, picture
@@ -40,6 +41,7 @@ from tests.small import pmd, pmd_json, run_here
 from tests.test_img2dataset import HOST, PYTHON, needs_img2dataset
 from tests.web import Web
 
+webdataset: Any = _webdataset  # makes its names at run time, where no checker sees them
 PICTURES = [picture(seed) for seed in range(8)]
 SIDES = ("width", "height", "original_width", "original_height")
 TEXTS = ("url", "caption", "key", "status", "error_message", "sha256")
@@ -82,10 +84,10 @@ def told(shard: int, n: int) -> dict[str, Any]:
 
 
 def imported(
-    folder: Path, *, out: Path | None = None, source: str = "img2dataset", threads: int = 2
+    folder: Path, *, out: Path | None = None, source: str = "img2dataset", workers: int = 1
 ) -> Imported:
     where = str(out) if out else None
-    return import_tars(folder, out=where, source=source, threads=threads, progress=Progress(quiet=True))
+    return import_tars(folder, out=where, source=source, workers=workers, progress=Progress(quiet=True))
 
 
 def index_of(out: Path, number: int = 0, source: str = "img2dataset") -> list[dict[str, Any]]:
@@ -189,7 +191,7 @@ def test_order_verify_show_and_status_read_it(tmp_path: Path) -> None:
     made = pmd_json("import", "img2dataset", tmp_path, "--source", "laion_400m")
     assert made["ok"] and made["requests"] == 0 and made["files_written"] == 8
     assert made["sources"]["laion_400m"]["kept"] == 24 and made["unread"] == {}
-    lines = pmd("order", tmp_path, "--count", 30).stdout.splitlines()
+    lines = pmd("order", tmp_path, "--count", "30").stdout.splitlines()
     assert len({line.partition("\t")[2] for line in lines}) == 24
     assert lines[0].startswith("0\tlaion_400m-0000")
     assert pmd_json("verify", tmp_path) == {"ok": True, "files": 7, "bad": []}
@@ -254,14 +256,14 @@ def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     assert states(tmp_path) == before
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_the_root_depends_on_the_tars_alone(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_root_depends_on_the_tars_alone(tmp_path: Path, workers: int) -> None:
     # Each tar with the same names: keys are given by tar order.
     for n in range(6):
         write_tar(tmp_path / f"a/{n}.tar", [*sample("0", n), *sample("1", n), *sample("x/y", n)])
     shutil.copytree(tmp_path / "a", tmp_path / "elsewhere/b")
-    one = imported(tmp_path / "a", threads=1)
-    other = imported(tmp_path / "elsewhere/b", out=tmp_path / "out", threads=threads)
+    one = imported(tmp_path / "a", workers=1)
+    other = imported(tmp_path / "elsewhere/b", out=tmp_path / "out", workers=workers)
     assert one.lock == other.lock
     assert len({sample.key for sample in epoch_of(tmp_path / "out")}) == 18
 
@@ -316,6 +318,20 @@ def test_where_tars_were_moved_the_links_follow_and_the_root_stays(tmp_path: Pat
     again = imported(tmp_path / "b", out=tmp_path / "out")
     assert (again.lock, again.files_written) == (first.lock, 3)
     assert len(epoch_of(tmp_path / "out")) == 24
+
+
+def test_an_index_that_was_changed_is_told(tmp_path: Path) -> None:
+    imported(download(tmp_path))
+    index = tmp_path / "shards/img2dataset/00001.parquet"
+    whole = index.read_bytes()
+    flip(index, 100)
+    with pytest.raises(Refused, match=r"see `pmd verify`"):
+        imported(tmp_path)
+    index.write_bytes(whole[:-20])
+    with pytest.raises(Damaged, match=r"00001\.parquet: .*; delete it and run the same line again"):
+        imported(tmp_path)
+    index.unlink()
+    assert imported(tmp_path).files_written == 1 and index.read_bytes() == whole
 
 
 def test_another_corpus_is_left_alone(tmp_path: Path) -> None:
@@ -579,6 +595,7 @@ def test_what_cannot_be_used_says_why(tmp_path: Path, parts: dict[str, bytes | N
         b'{"width": 1' + b"0" * 5_000 + b"}",
         b'{"x": "' + b"y" * MOST_JSON + b'"}',
     ],
+    ids=range(12),
 )
 def test_whatever_a_json_is_its_sample_is_used(tmp_path: Path, text: bytes) -> None:
     row = one(tmp_path, json=text)
@@ -591,6 +608,23 @@ def test_json_as_python_writes_it_is_read(tmp_path: Path) -> None:
     row = one(tmp_path, txt=None, json=text % (b"AB" * 32))
     assert (row["caption"], row["sha256"]) == ("of the json", "ab" * 32)
     assert one(tmp_path, txt=b" two\r\nlines\x1b[2J\x00 ")["caption"] == "two lines [2J"
+
+
+def test_samples_are_those_that_webdataset_takes(tmp_path: Path) -> None:
+    names = ("0", "a/0", "a.b/0", "./1", "x y", "../2", "3")
+    members = [
+        member for n, name in enumerate(names) for member in sample(name, n, **{"seg.png": b"", "CLS": b"7"})
+    ]
+    members += [("no ending", b""), *sample("4", 7)]
+    tar = write_tar(tmp_path / "00000.tar", members)
+    with open(tar, "rb") as file:
+        theirs = [*group_by_keys(tar_file_expander([{"url": "00000.tar", "stream": file}]))]
+    ours = [*samples(OpenFile(tar), unread := Counter())]
+    assert [one.name for one in ours] == [one["__key__"].removeprefix("./") for one in theirs]
+    for mine, its in zip(ours, theirs, strict=True):
+        assert tar.read_bytes()[mine.row["offset"] :][: mine.row["size"]] == its["jpg"]
+        assert mine.row["caption"].encode() == its["txt"]
+    assert unread == {"seg.png": 7, "cls": 7, "other": 1}
 
 
 def test_an_image_is_png_or_webp_as_well_and_one_of_several(tmp_path: Path) -> None:
@@ -668,9 +702,8 @@ def test_keys_are_unique_whatever_others_call_their_samples(tars: list[list[tupl
     keys, begun, given_keys = Keys("s"), Keys("s"), list[str]()
     for number, tar in enumerate(tars):
         found = [
-            Found(name, row(number=n, caption="c", url="http://a.example/" if with_url else None), again)
+            Named(name, "http://a.example/" if with_url else None, name in [before for before, _ in tar[:n]])
             for n, (name, with_url) in enumerate(tar)
-            for again in [name in [before for before, _ in tar[:n]]]
         ]
         made = keys.give(f"{number}.tar", found)
         assert begun.give(f"{number}.tar", found) == made, "also where the earlier ones were read again"
