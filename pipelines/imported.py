@@ -191,7 +191,7 @@ def _look(task: _Task) -> _Looked:
     if not _is_finished(looked):
         found = [*foreign.samples(tar, looked.unread)]
         if listed is not None:
-            found += lost(path, {one.name for one in found}, first=len(found))
+            found += lost(path, {one.name for one in found if one.name}, first=len(found))
             listed.check()
         looked.rows = pa.Table.from_pylist([one.row | {"source": task.source} for one in found], INDEX)
         looked.named = [Named(one.name, one.row["url"], one.again) for one in found]

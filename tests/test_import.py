@@ -423,6 +423,13 @@ def test_what_is_listed_and_not_there_has_an_end_too(tmp_path: Path) -> None:
     assert got["dropped"] == LOST | {"body_truncated": 1, "not_in_archive": 3}
 
 
+def test_a_row_without_a_name_is_not_lost_behind_a_damaged_header(tmp_path: Path) -> None:
+    flip(write_tar(tmp_path / "00000.tar", sample("0")), 5)
+    pq.write_table(pa.Table.from_pylist([told(0, 0) | {"key": ""}], LIST), tmp_path / "00000.parquet")
+    imported(tmp_path)
+    assert ends(tmp_path) == ["input_malformed", "not_in_archive"]
+
+
 def test_a_list_that_is_none_is_named(tmp_path: Path) -> None:
     download(tmp_path, 2)
     whole = (tmp_path / "00001.parquet").read_bytes()
