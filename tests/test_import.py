@@ -537,6 +537,14 @@ def test_links_devices_and_folders_are_no_images(tmp_path: Path) -> None:
     ]
 
 
+def test_a_link_that_claims_a_size_is_not_taken_for_a_cut_file(tmp_path: Path) -> None:
+    linked = odd("0.txt", tarfile.SYMTYPE, "elsewhere")
+    linked.size = 1 << 30
+    write_tar(tmp_path / "00000.tar", [("0.jpg", PICTURES[0]), linked, *sample("1", 1)])
+    imported(tmp_path)
+    assert ends(tmp_path) == ["input_no_caption", "success"]
+
+
 def one(tmp_path: Path, **parts: bytes | None) -> dict[str, Any]:
     """The row of one sample, whose members are these."""
     whole = {"jpg": PICTURES[0], "txt": b"a caption"} | parts
