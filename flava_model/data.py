@@ -216,7 +216,8 @@ class Loader:
                 source = self.feed.source
                 source.damaged(sample.epoch, sample.position, sample.key, str(error))
                 attempt += 1
-                sample = source.substitute(sample.epoch, sample.position, attempt)
+                ordered = sample.instead_of or sample.key
+                sample = source.substitute(sample.epoch, sample.position, attempt, ordered)
 
 
 class _Kept:

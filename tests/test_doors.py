@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import random
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import webdataset as wds
@@ -216,6 +218,35 @@ def test_a_batch_goes_where_it_is_sent(corpus: Path) -> None:
     moved = images.to("meta")
     assert {view.device.type for view in moved.views.values()} == {moved.weights.device.type} == {"meta"}
     assert (moved.samples, moved.captions) == (images.samples, [sample.caption for sample in images.samples])
+
+
+def test_a_killed_process_leaves_nothing_behind(corpus: Path) -> None:
+    """Its workers end with it, and no memory of theirs is left under a name."""
+    program = f"""
+import sys
+from torch.utils.data import DataLoader
+from flava_model.doors import Batches
+from pmd.stream import Feed, Stream
+feed = Feed(Stream({str(corpus)!r}), batch=6)
+loader = DataLoader(Batches(feed), batch_size=None, num_workers=2)
+while True:
+    for images in loader:
+        print(images.batch.number, flush=True)
+"""
+    before = {*os.listdir("/dev/shm")}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(25):
+            process.stdout.readline()
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        gone, left = psutil.wait_procs(workers, timeout=60)
+        assert not left and len(gone) == 2
+    mine = (process.pid, *(worker.pid for worker in workers))
+    after = {*os.listdir("/dev/shm")} - before
+    assert not [name for name in after if any(f"_{pid}_" in name for pid in mine)]
 
 
 # webdataset

@@ -52,7 +52,7 @@ class Source(Protocol):
     def ordered_mark(self, epoch: int, position: int) -> int: ...
     def visits(self, epoch: int, positions: Places) -> list[Visit]: ...
     def read(self, epoch: int, positions: Places) -> list[Sample]: ...
-    def substitute(self, epoch: int, position: int, attempt: int) -> Sample: ...
+    def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample: ...
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None: ...
 
 
@@ -139,10 +139,10 @@ class Blend:
                 found[position] = visit._replace(at=(0, position))
         return [found[position] for position in positions.tolist()]
 
-    def substitute(self, epoch: int, position: int, attempt: int) -> Sample:
+    def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample:
         """Of the same stream: the proportions hold."""
         (part,) = self._parts(np.array([position]))
-        sample = part.stream.substitute(part.epoch, int(part.places[0]), attempt)
+        sample = part.stream.substitute(part.epoch, int(part.places[0]), attempt, key)
         return sample._replace(epoch=0, position=position)
 
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None:

@@ -218,9 +218,9 @@ class Stream:
         )
         return [Visit(self, epoch, *four) for four in numbers]
 
-    def substitute(self, epoch: int, position: int, attempt: int) -> Sample:
+    def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample:
         """What stands in for a position's sample after `attempt` failures (from 1 on): the same for all ranks
-        and at all times. For samples that can be read but not decoded.
+        and at all times. For samples that can be read but not decoded. key: of the one whose turn it is.
         """
         if attempt > SUBSTITUTES:
             raise Damaged(
@@ -230,9 +230,8 @@ class Stream:
         at = self.order.at(epoch, np.array([other]))
         chance = keyed(self.identity.seed, epoch, position, _CAPTION)
         visit = Visit(self, epoch, position, int(at.shard[0]), int(at.sample[0]), chance)
-        sample = self.delivered(visit, attempt)
-        (ordered,) = self.keys(epoch, np.array([position]))
-        return sample._replace(instead_of=ordered)
+        sample = self.delivered(visit, attempt, key)
+        return sample._replace(instead_of=key)
 
     def marks(self, number: int) -> Numbers:
         """What stands for each sample of a shard in proofs."""
@@ -244,15 +243,16 @@ class Stream:
         with self._guard:
             self.damages.append(Damage(epoch, position, key, why))
 
-    def delivered(self, visit: Visit, attempt: int = 0) -> Sample:
+    def delivered(self, visit: Visit, attempt: int = 0, ordered: str | None = None) -> Sample:
         """The sample of a visit, or what stands in for it. Raises Damaged; see substitute."""
         shard = self._shard(visit.shard)
         place = shard.place(visit.sample, visit.chance)
         try:
             image = shard.image(place.row, verified=self._verified)
         except (OSError, ValueError) as error:
-            self.damaged(visit.epoch, visit.position, shard.keys[place.row].as_py(), str(error))
-            return self.substitute(visit.epoch, visit.position, attempt + 1)
+            key = shard.keys[place.row].as_py()
+            self.damaged(visit.epoch, visit.position, key, str(error))
+            return self.substitute(visit.epoch, visit.position, attempt + 1, ordered or key)
         return Sample(
             visit.epoch,
             visit.position,
