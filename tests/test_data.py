@@ -1,6 +1,7 @@
 """The laws of flava_model/data.py: the same pixels in the same order, whoever makes them, whatever breaks."""
 
 import itertools
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,12 @@ def test_what_fills_up_a_batch_has_no_weight(corpus: Path) -> None:
 def test_a_loop_that_stops_early_leaves_no_thread(corpus: Path) -> None:
     batches = iter(loader(corpus, threads=3, ahead=6))
     next(batches)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert threads
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    # Nor does the system know them any more: a fork could not meet a lock that they hold as they end.
+    assert not {str(thread.native_id) for thread in threads} & {*os.listdir("/proc/self/task")}
 
 
 def test_a_loader_says_who_waits_for_whom(corpus: Path) -> None:
