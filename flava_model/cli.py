@@ -68,13 +68,11 @@ def show_batch_command(
     from flava_model import show
     from flava_model.views import Views
 
+    if not all(size.strip().isdecimal() for size in sizes.split(",")):
+        raise BadRequest(f"--sizes {sizes}: numbers of px with commas between them, as in 224,112")
+    chosen = tuple(int(size) for size in sizes.split(","))
     try:
-        views = Views(
-            tuple(int(size) for size in sizes.split(",")),
-            "center" if center else "random",
-            flip=flip,
-            exact=exact,
-        )
+        views = Views(chosen, "center" if center else "random", flip=flip, exact=exact)
     except ValueError as error:
         raise BadRequest(str(error)) from None
     stream = Stream(
