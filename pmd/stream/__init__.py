@@ -9,7 +9,7 @@ feed.py      Stream, or several blended -> batches, where a run stands, and the 
 
 from pmd.errors import BadRequest, Damaged, PmdError, Refused
 from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, merged, prove
-from pmd.stream.order import keyed, mix_of, tempered
+from pmd.stream.order import keyed, keyed_each, mix_of, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
 from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit, Visit
 
@@ -33,6 +33,7 @@ __all__ = [
     "Unit",
     "Visit",
     "keyed",
+    "keyed_each",
     "merged",
     "mix_of",
     "part",

@@ -1,0 +1,1 @@
+"""One file a model; each imports layers.py and losses.py, and no other model."""
