@@ -52,8 +52,8 @@ class RandomQuantizer(Codebook):
         inputs = 3 * SHRINKS**2
         projection = torch.randn((inputs, dimensions), generator=chance) / inputs**0.5
         vectors = F.normalize(torch.randn((codes, dimensions), generator=chance), dim=-1)
-        self.register_buffer("projection", projection)
-        self.register_buffer("vectors", vectors)
+        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
 
     def _codes(self, pixels: Tensor) -> Tensor:
         patches = F.unfold(pixels, SHRINKS, stride=SHRINKS).transpose(1, 2)

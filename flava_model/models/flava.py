@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flava_model.codebook import Codebook
 from flava_model.errors import WrongInput
 from flava_model.layers import Encoder, LayerNorm, Pooler, PredictionHead
 from flava_model.losses import IGNORED, Loss, contrastive, cross_entropy
@@ -240,7 +241,8 @@ class _MatchHead(nn.Module):
 class Flava(nn.Module):
     """The whole model."""
 
-    def __init__(self, config: FlavaConfig | None = None) -> None:
+    def __init__(self, config: FlavaConfig | None = None, image_codebook: Codebook | None = None) -> None:
+        """image_codebook: that of its images' codes. It is kept with the model, and no loss asks it."""
         super().__init__()
         self.config = config = config or FlavaConfig()
         self.flava = _Core(config)
@@ -251,6 +253,7 @@ class Flava(nn.Module):
         self.mmm_image_head = PredictionHead(config.width, config.codes, eps=eps)
         self.mmm_text_head = PredictionHead(config.width, config.vocabulary, eps=eps)
         self.apply(self._begin)
+        self.image_codebook = image_codebook
 
     def _begin(self, module: nn.Module) -> None:
         """Weights from N(0, initializer_range), biases 0; CLS, mask and image positions stay 0."""
