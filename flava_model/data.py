@@ -87,7 +87,7 @@ class Timing:
         if self.ceiling is not None:
             told += f", {rate / self.ceiling:.0%} of what decoding alone would allow"
         told += f", {self.bytes / whole / 1e6:,.0f} MB/s"
-        busy = f"{work / (self.threads * whole):.0%} of {self.threads} threads' time"
+        busy = f"{min(1.0, work / (self.threads * whole)):.0%} of {self.threads} threads' time"
         busy += f", {share / work:.0%} of it {stage}"
         queue = f"{self.ready / max(1, self.batches):.1f} of {self.ahead} batches ready"
         waits = self.waited / whole

@@ -16,6 +16,7 @@ Everything here is a value or a read: threads may share a Stream.
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -121,7 +122,8 @@ class Stream:
         cache_bytes: int = 100 << 30,
     ) -> None:
         """folder: of the corpus; also s3://..., gs://..., http://..., where there is a cache. window: shards
-        that are mixed, and open, at a time. verified: check each image's sha256. overlay: a file that
+        that are mixed, and open, at a time. verified: check the sha256 of each image and
+        index. overlay: a file that
         says how often each image comes, see overlay.py. cache: a folder that keeps up to `cache_bytes` of
         shards, and may be shared with other processes and corpora.
 
@@ -282,7 +284,7 @@ class Stream:
         # Outside of the guard: others read on meanwhile. Two may open one shard; the second is dropped.
         file = self._tars[number]
         times = self._overlay.times(file.path) if self._overlay else None
-        opened = _open_shard(self._files, file, self.identity.unit, times)
+        opened = _open_shard(self._files, file, self.identity.unit, times, verified=self._verified)
         with self._guard:
             shard = self._open.setdefault(number, opened)
             while len(self._open) > self._room:
@@ -388,12 +390,20 @@ class _Shard:
         return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def _open_shard(files: "_Files", file: LockedFile, unit: Unit, times: Times | None) -> _Shard:
-    """Raises Damaged where the index is not one, or not this tar's as the lock knows it."""
+def _open_shard(
+    files: "_Files", file: LockedFile, unit: Unit, times: Times | None, *, verified: bool
+) -> _Shard:
+    """Raises Damaged where the index is not the one that the lock knows."""
     index = file.path.removesuffix(".tar") + ".parquet"
     try:
         with files.open(index) as opened:
-            kept = read_table(opened, _COLUMNS, where=("status", "success"))
+            data = opened.read()
+        if verified and (sha256 := hashlib.sha256(data).hexdigest()) != files.sha256(index):
+            raise Damaged(
+                f"{files.told(index)}: sha256 is {sha256}, the lock says {files.sha256(index)}; `pmd verify` "
+                "says more"
+            )
+        kept = read_table(io.BytesIO(data), _COLUMNS, where=("status", "success"))
         if times is not None and len(times) != len(kept):
             raise Damaged(f"{files.told(index)} has {len(kept)} images, the overlay tells of {len(times)}")
         shard = _Shard(files.open(file.path), files.told(file.path), _source_of(file), kept, unit, times)
@@ -418,6 +428,10 @@ class _Files:
     def told(self, path: str) -> str:
         """How a person calls a file."""
         return self._store.path(path)
+
+    def sha256(self, path: str) -> str:
+        """As it is locked."""
+        return self._locked[path].sha256
 
     def open(self, path: str) -> BinaryIO:
         return self._store.open(path) if self._cache is None else self._cache.open(self._locked[path])
