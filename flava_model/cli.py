@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flava_model.errors import WrongInput
 from pmd.stream import BadRequest, Feed, PmdError, Stream, Unit
 
 app = typer.Typer(
@@ -97,6 +98,39 @@ def show_batch_command(
         print(told["speed"])
 
 
+Checkpoint = Annotated[str, typer.Argument(metavar="PATH", help="A folder, or a file of weights alone.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.")]
+
+
+@app.command("import-hf", help="Weights of transformers or TorchMultimodal -> a folder of ours.")
+def import_command(
+    path: Checkpoint, out: OutFolder, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    _convert(path, out, as_json)
+
+
+@app.command("export-hf", help="A folder of ours -> one that transformers' FlavaForPreTraining loads.")
+def export_command(
+    path: Checkpoint, out: OutFolder, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    _convert(path, out, as_json)
+
+
+def _convert(path: str, out: Path, as_json: bool) -> None:
+    """Both ways are one: our folders are in the layout of transformers."""
+    from flava_model import weights
+
+    model = weights.load(path)
+    weights.save(model, out)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    told = {"parameters": parameters, "image_codebook": model.image_codebook is not None}
+    if as_json:
+        _print_json({"ok": True, "config": vars(model.config)} | told)
+    else:
+        codebook = "with its image codebook" if told["image_codebook"] else "without an image codebook"
+        print(f"{out}: {parameters:,} parameters, {codebook}")
+
+
 def main() -> None:
     """The console script: runs a command, turns its errors into a message and an exit code."""
     sys.exit(run(sys.argv[1:]))
@@ -115,14 +149,15 @@ def run(arguments: list[str]) -> int:
     except _UsageError as error:
         error.show()
         return _failed(BadRequest.exit_code, error.format_message(), as_json)
-    except (PmdError, OSError, ModuleNotFoundError) as error:
+    except (PmdError, WrongInput, OSError, ModuleNotFoundError) as error:
         if {"-v", "--verbose"} & {*arguments}:
             traceback.print_exc()
         message = str(error)
         if isinstance(error, ModuleNotFoundError):
             message += ": install the extra that brings it, pmd-flava[train]"
         print(f"flava: {message}", file=sys.stderr)
-        return _failed(error.exit_code if isinstance(error, PmdError) else 1, message, as_json)
+        wrong = BadRequest.exit_code if isinstance(error, WrongInput) else 1
+        return _failed(error.exit_code if isinstance(error, PmdError) else wrong, message, as_json)
     except KeyboardInterrupt:
         print("flava: stopped", file=sys.stderr)
         return _failed(75, "stopped by a signal", as_json)

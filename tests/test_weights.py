@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import FlavaForPreTraining
 
 import flava_model
-from flava_model import weights
+from flava_model import cli, weights
 from flava_model.codebook import DalleEncoder, RandomQuantizer
 from flava_model.errors import WrongInput
 from flava_model.models.flava import Flava, FlavaConfig
@@ -124,6 +124,24 @@ def test_torchmultimodals_names_come_in(tmp_path: Path) -> None:
     found = flava_model.load(tmp_path / "flava.pt")
     assert same(found, made)
     assert (found.config.head_layer_norm_eps, found.config.attend_text_padding) == (1e-5, True)
+
+
+def test_commands_bring_weights_in_and_out(
+    model: Flava, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs().save_pretrained(tmp_path / "theirs")
+    line = ["import-hf", str(tmp_path / "theirs"), "--out", str(tmp_path / "ours")]
+    assert cli.run([*line, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and told["config"] == vars(SMALL) and not told["image_codebook"]
+    assert told["parameters"] == sum(value.numel() for value in Flava(SMALL).parameters())
+    assert cli.run(["export-hf", str(tmp_path / "ours"), "--out", str(tmp_path / "back")]) == 0
+    assert "without an image codebook" in capsys.readouterr().out
+    assert same(flava_model.load(tmp_path / "back"), flava_model.load(tmp_path / "theirs"))
+    assert cli.run(["import-hf", str(tmp_path / "no.bin"), "--out", str(tmp_path / "new"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "there is no such file or folder" in json.loads(captured.out)["error"]
+    assert captured.err.startswith("flava: ") and not (tmp_path / "new").exists()
 
 
 def test_a_random_codebook_is_not_in_the_weights(tmp_path: Path) -> None:
