@@ -10,6 +10,7 @@ largest of 8192 is not something that survives half precision.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from flava_model.errors import WrongInput
 SHRINKS = 8  # px of the codebook's view to a patch, in each direction
 
 
-class Codebook(nn.Module):
+class Codebook(nn.Module, ABC):
     """Gives the codes of images."""
 
     def codes(self, pixels: Tensor) -> Tensor:
@@ -34,8 +35,9 @@ class Codebook(nn.Module):
             codes = self._codes(pixels.float())
         return codes.flatten(1).clone()  # out of inference mode: an ordinary tensor
 
+    @abstractmethod
     def _codes(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Of float32 pixels of 0 to 1, flat or not."""
 
 
 class RandomQuantizer(Codebook):
