@@ -144,7 +144,7 @@ class Loader:
 
     def measure(self) -> float:
         """How many images/s these threads would make if they did nothing but decode, whole, as they are
-        stored, those that come next. `timing` tells its rate as a share of it.
+        stored, those of the epoch's first batch. `timing` tells its rate as a share of it.
         """
         batch = self.feed.batch(self.feed.epoch, 0)
         samples = self.feed.source.read(batch.epoch, batch.positions[:256])

@@ -36,12 +36,9 @@ def load(path: str | Path) -> Flava:
     found = _read(path)
     weights = _renamed(found)
     codebook = None
-    if "image_codebook.blocks.input.weight" in weights:
-        width = weights["image_codebook.blocks.input.weight"].shape[0]
-        codes = weights.get(
-            "image_codebook.blocks.output.conv.weight", weights["image_codebook.blocks.input.weight"]
-        )
-        codebook = DalleEncoder(codes=codes.shape[0], width=width)
+    first, last = (f"image_codebook.blocks.{name}.weight" for name in ("input", "output.conv"))
+    if first in weights and last in weights:
+        codebook = DalleEncoder(codes=len(weights[last]), width=len(weights[first]))
     config = _config(path) or _sizes(weights, path)
     if any(name.startswith("model.image_encoder.") for name in found):  # TorchMultimodal's defaults
         config = replace(config, head_layer_norm_eps=1e-5, attend_text_padding=True)

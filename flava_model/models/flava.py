@@ -29,8 +29,6 @@ from flava_model.errors import WrongInput
 from flava_model.layers import Encoder, LayerNorm, Pooler, PredictionHead
 from flava_model.losses import IGNORED, Loss, contrastive, cross_entropy
 
-LOSSES = ("mim", "mlm", "mmm_image", "mmm_text", "itm", "global_contrastive")
-
 
 @dataclass(frozen=True)
 class FlavaConfig:
