@@ -61,6 +61,37 @@ def test_an_epoch_of_pairs_has_every_caption_once(corpus: Path) -> None:
     assert stream.keys(0, np.arange(len(stream))) == [sample.key for sample in found]
 
 
+def test_a_caption_of_elsewhere_is_one_of_the_same_window(corpus: Path) -> None:
+    stream, positions = Stream(corpus, window=2), np.arange(SAMPLES)
+    found = epoch_of(stream)
+    window = {}  # position -> what stands in its window
+    begins, sizes = stream.order.spans(0, positions)
+    for position in range(SAMPLES):
+        begin = int(begins[position])
+        window[position] = {(sample.key, sample.caption) for sample in found[begin : begin + sizes[position]]}
+    assert len({*begins.tolist()}) > 1  # several windows
+    met: set[tuple[int, str, str]] = set()
+    for attempt in range(200):
+        others = stream.elsewhere(0, positions, attempt)
+        for position, other in enumerate(others):
+            assert other in window[position]
+            met.add((position, *other))
+    # Each of a window's samples comes up: of at most 17, one is left out of 200 draws in 1 of 10,000 cases.
+    assert len(met) == sum(sizes.tolist())
+    alone = [Stream(corpus, window=2).elsewhere(0, np.array([position]), 7)[0] for position in positions]
+    assert alone == stream.elsewhere(0, positions, 7)
+
+
+def test_a_sample_tells_where_it_lies(corpus: Path) -> None:
+    for sample in epoch_of(Stream(corpus, unit="pairs")):
+        assert sample.stored is not None
+        shard, row, caption = sample.stored
+        index = pq.read_table(corpus / shard.replace(".tar", ".parquet")).to_pylist()  # whole and small
+        kept = [image for image in index if image["status"] == "success"]
+        texts = [text for image in kept for text in image["captions"] if text["reason"] is None]
+        assert kept[row]["key"] == sample.key and texts[caption]["text"] == sample.caption
+
+
 def test_a_box_is_told_in_shares_of_the_image(corpus: Path) -> None:
     for sample in epoch_of(Stream(corpus, unit="pairs")):
         boxed = sample.caption.startswith("caption 1 ")

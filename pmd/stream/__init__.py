@@ -8,27 +8,33 @@ feed.py      Stream, or several blended -> batches, where a run stands, and the 
 """
 
 from pmd.errors import BadRequest, Damaged, PmdError, Refused
-from pmd.stream.feed import Batch, Blend, Feed, Gather, Proof, Remainder, Source, merged, prove
-from pmd.stream.order import keyed, keyed_each, mix_of, tempered
+from pmd.stream.feed import Batch, Blend, Captioned, Feed, Gather, Proof, Remainder, Source, merged, prove
+from pmd.stream.order import Mix, Order, Places, keyed, keyed_each, mix_of, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
-from pmd.stream.samples import Damage, Identity, Sample, Stream, Unit, Visit
+from pmd.stream.samples import Caption, Damage, Identity, Sample, Stored, Stream, Unit, Visit
 
 __all__ = [
     "BadRequest",
     "Batch",
     "Blend",
+    "Caption",
+    "Captioned",
     "Damage",
     "Damaged",
     "Feed",
     "Gather",
     "Identity",
+    "Mix",
+    "Order",
     "Overlay",
+    "Places",
     "PmdError",
     "Proof",
     "Refused",
     "Remainder",
     "Sample",
     "Source",
+    "Stored",
     "Stream",
     "Unit",
     "Visit",

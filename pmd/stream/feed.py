@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pmd.errors import BadRequest, Damaged, Refused
 from pmd.stream.order import Mix, Places, added, keyed, order_hash, set_hash, subtracted
-from pmd.stream.samples import Sample, Stream, Visit
+from pmd.stream.samples import Caption, Sample, Stream, Visit
 
 FORMAT = 1  # of a state
 # What becomes of the samples at the end of an epoch that fill no batch: left out, or filled up by others of
@@ -54,6 +54,12 @@ class Source(Protocol):
     def read(self, epoch: int, positions: Places) -> list[Sample]: ...
     def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample: ...
     def damaged(self, epoch: int, position: int, key: str, why: str) -> None: ...
+
+
+class Captioned(Source, Protocol):
+    """A source of pairs."""
+
+    def elsewhere(self, epoch: int, positions: Places, attempt: int = 0) -> list[Caption]: ...
 
 
 # Several streams as one
@@ -137,6 +143,14 @@ class Blend:
             visits = part.stream.visits(part.epoch, part.places)
             for position, visit in zip(part.positions.tolist(), visits, strict=True):
                 found[position] = visit._replace(at=(0, position))
+        return [found[position] for position in positions.tolist()]
+
+    def elsewhere(self, epoch: int, positions: Places, attempt: int = 0) -> list[Caption]:
+        """Of the same stream: those of another would be told by their manner alone."""
+        found: dict[int, Caption] = {}
+        for part in self._parts(positions):
+            others = part.stream.elsewhere(part.epoch, part.places, attempt)
+            found |= zip(part.positions.tolist(), others, strict=True)
         return [found[position] for position in positions.tolist()]
 
     def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample:

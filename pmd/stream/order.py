@@ -119,9 +119,7 @@ class Order:
 
     def at(self, epoch: int, positions: Places) -> At:
         """What stands at some positions of an epoch; each in range(self.samples)."""
-        if self._epoch is None or self._epoch.number != epoch:
-            self._epoch = _deal(self.sizes, self.seed, self.window, epoch)
-        dealt = self._epoch
+        dealt = self._dealt(epoch)
         if positions.size and (positions.min() < 0 or positions.max() >= self.samples):
             raise IndexError(f"positions {positions.min()} to {positions.max()} of {self.samples}")
         shard, sample = np.empty_like(positions), np.empty_like(positions)
@@ -144,10 +142,21 @@ class Order:
 
     def shards_from(self, epoch: int, position: int) -> Places:
         """The shards that are read from a position of an epoch on, in the order of their windows."""
-        self.at(epoch, np.zeros(0, np.int64))
-        assert self._epoch is not None
-        window = int(np.searchsorted(self._epoch.begins, position, side="right")) - 1
-        return self._epoch.shards[window * self.window :]
+        dealt = self._dealt(epoch)
+        window = int(np.searchsorted(dealt.begins, position, side="right")) - 1
+        return dealt.shards[window * self.window :]
+
+    def spans(self, epoch: int, positions: Places) -> tuple[Places, Places]:
+        """Of the window that each position lies in: its first position, and how many it has."""
+        begins = self._dealt(epoch).begins
+        windows = np.searchsorted(begins, positions, side="right") - 1
+        return begins[windows], begins[windows + 1] - begins[windows]
+
+    def _dealt(self, epoch: int) -> "_Epoch":
+        dealt = self._epoch  # once: another thread may be at another epoch
+        if dealt is None or dealt.number != epoch:
+            self._epoch = dealt = _deal(self.sizes, self.seed, self.window, epoch)
+        return dealt
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,15 @@ from pmd.tables import read_table
 Unit = Literal["images", "pairs"]
 
 SUBSTITUTES = 100  # samples tried in place of a damaged one before a corpus counts as broken
-_CAPTION, _SUBSTITUTE = 16, 17  # purposes of keys; those below 16 are order.py's
+_CAPTION, _SUBSTITUTE, _ELSEWHERE = 16, 17, 18  # purposes of keys; those below 16 are order.py's
+
+
+class Stored(NamedTuple):
+    """Where a sample lies: what is kept beside a shard is found by it."""
+
+    shard: str  # as the lock names its tar
+    row: int  # among the shard's kept images
+    caption: int  # among the shard's kept captions
 
 
 class Sample(NamedTuple):
@@ -59,6 +67,20 @@ class Sample(NamedTuple):
     box: tuple[float, float, float, float] | None
     # The key of the sample whose turn it was, if this one stands in for it.
     instead_of: str | None = None
+    stored: Stored | None = None  # None: in no corpus, but a file or a text by itself
+
+
+class Caption(NamedTuple):
+    """Of some image."""
+
+    key: str
+    text: str
+
+
+class Reads(Protocol):
+    """What a visit leads to."""
+
+    def delivered(self, visit: "Visit") -> Sample: ...
 
 
 class Visit(NamedTuple):
@@ -66,7 +88,7 @@ class Visit(NamedTuple):
     one, and read one by one, by any thread.
     """
 
-    stream: "Stream"
+    stream: Reads
     epoch: int  # of the stream
     position: int
     shard: int
@@ -122,10 +144,9 @@ class Stream:
         cache_bytes: int = 100 << 30,
     ) -> None:
         """folder: of the corpus; also s3://..., gs://..., http://..., where there is a cache. window: shards
-        that are mixed, and open, at a time. verified: check the sha256 of each image and
-        index. overlay: a file that
-        says how often each image comes, see overlay.py. cache: a folder that keeps up to `cache_bytes` of
-        shards, and may be shared with other processes and corpora.
+        that are mixed, and open, at a time. verified: check the sha256 of each image and index. overlay: a
+        file that says how often each image comes, see overlay.py. cache: a folder that keeps up to
+        `cache_bytes` of shards, and may be shared with other processes and corpora.
 
         Raises BadRequest where there is no lock or no such source, Damaged where the lock is.
         """
@@ -151,7 +172,9 @@ class Stream:
             if source not in self._lock.sources:
                 raise BadRequest(f"{folder} has no source {source!r}; it has {', '.join(self._lock.sources)}")
         self._tars = [
-            file for file in self._lock.files if file.path.endswith(".tar") and _source_of(file) in chosen
+            file
+            for file in self._lock.files
+            if file.path.endswith(".tar") and _source_of(file.path) in chosen
         ]
         over = self._overlay.sha256 if self._overlay else None
         self.identity = Identity(self._lock.root, tuple(sorted(chosen)), unit, seed, window, over)
@@ -220,6 +243,20 @@ class Stream:
         )
         return [Visit(self, epoch, *four) for four in numbers]
 
+    def elsewhere(self, epoch: int, positions: Places, attempt: int = 0) -> list[Caption]:
+        """For each of some positions, a caption of another one, drawn evenly from those of its window, whose
+        indexes are open anyhow: no image is read. attempt: for other ones.
+        """
+        begins, sizes = self.order.spans(epoch, positions)
+        drawn = keyed_each((self.identity.seed, epoch, attempt), positions, _ELSEWHERE)
+        others = begins + (drawn % sizes.astype(np.uint64)).astype(np.int64)
+        at = self.order.at(epoch, others)
+        chances = keyed_each((self.identity.seed, epoch), others, _CAPTION)
+        return [
+            self._shard(shard).captioned(sample, chance)
+            for shard, sample, chance in zip(*(part.tolist() for part in (*at, chances)), strict=True)
+        ]
+
     def substitute(self, epoch: int, position: int, attempt: int, key: str) -> Sample:
         """What stands in for a position's sample after `attempt` failures (from 1 on): the same for all ranks
         and at all times. For samples that can be read but not decoded. key: of the one whose turn it is.
@@ -264,6 +301,7 @@ class Stream:
             shard.texts[place.caption].as_py(),
             place.caption - shard.first(place.row),
             shard.box(place),
+            stored=Stored(shard.path, place.row, place.caption),
         )
 
     def _look_ahead(self, epoch: int, position: int) -> None:
@@ -301,8 +339,8 @@ def mark(key: str, caption_number: int, unit: Unit) -> int:
     return key_hash(key) if unit == "images" else keyed(key_hash(key), caption_number)
 
 
-def _source_of(file: LockedFile) -> str:
-    return file.path.split("/")[-2]
+def _source_of(path: str) -> str:
+    return path.split("/")[-2]
 
 
 # One shard
@@ -317,10 +355,12 @@ class _Shard:
     """The kept rows of a shard's index, and its tar, open."""
 
     def __init__(
-        self, tar: BinaryIO, told: str, source: str, index: pa.Table, unit: Unit, times: Times | None
+        self, tar: BinaryIO, told: str, path: str, index: pa.Table, unit: Unit, times: Times | None
     ) -> None:
-        """told: how the tar is called to a person. times: how often each row comes."""
-        self.source, self._tar = source, told
+        """told: how the tar is called to a person. path: how the lock names it. times: how often each row
+        comes.
+        """
+        self.path, self.source, self._tar = path, _source_of(path), told
         self._opened = tar  # which closes itself
         self._file = tar.fileno()
         self.keys = index["key"].combine_chunks()
@@ -354,6 +394,10 @@ class _Shard:
 
     def key(self, sample: int) -> str:
         return self.keys[self.place(sample, 0).row].as_py()
+
+    def captioned(self, sample: int, chance: int) -> Caption:
+        row, caption = self.place(sample, chance)
+        return Caption(self.keys[row].as_py(), self.texts[caption].as_py())
 
     def mark(self, sample: int) -> int:
         row, caption = self.place(sample, 0)
@@ -406,7 +450,7 @@ def _open_shard(
         kept = read_table(io.BytesIO(data), _COLUMNS, where=("status", "success"))
         if times is not None and len(times) != len(kept):
             raise Damaged(f"{files.told(index)} has {len(kept)} images, the overlay tells of {len(times)}")
-        shard = _Shard(files.open(file.path), files.told(file.path), _source_of(file), kept, unit, times)
+        shard = _Shard(files.open(file.path), files.told(file.path), file.path, kept, unit, times)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"{files.told(index)}: {error}; `pmd verify` says more") from None
     found = len(shard.keys) if unit == "images" else len(shard.texts)
