@@ -16,7 +16,7 @@ from transformers.models.flava.image_processing_pil_flava import FlavaMaskingGen
 
 from flava_model.errors import WrongInput
 from flava_model.losses import IGNORED
-from flava_model.masks import mask_tokens, patch_mask
+from flava_model.masks import Tokens, mask_tokens, patch_masks
 from pmd.stream import keyed
 
 DRAWS = 3_000
@@ -28,13 +28,16 @@ def near(count: int, draws: int, rate: float) -> bool:
     return abs(count - draws * rate) < 5 * math.sqrt(draws * rate * (1 - rate))
 
 
+KEYS = np.array([keyed(1, draw) for draw in range(DRAWS)], np.uint64)
+
+
 def test_blocks_are_those_of_the_published_code() -> None:
     random.seed(1)
     theirs = FlavaMaskingGenerator(
         input_size=14, total_mask_patches=75, mask_group_min_patches=16, mask_group_min_aspect_ratio=0.3
     )
     found = np.array([theirs() for _ in range(DRAWS)]).astype(bool)
-    ours = np.array([patch_mask(keyed(1, draw), exact=False) for draw in range(DRAWS)])
+    ours = patch_masks(KEYS, exact=False)
     counts, their_counts = ours.sum((1, 2)), found.sum((1, 2))
     assert counts.max() == 75 == their_counts.max() and counts.min() >= 60
     apart = abs(counts.mean() - their_counts.mean())
@@ -53,92 +56,102 @@ def test_blocks_are_those_of_the_published_code() -> None:
 
 
 def test_an_exact_mask_has_one_size_and_holds_the_other() -> None:
-    for draw in range(300):
-        loose, exact = (patch_mask(draw, exact=one) for one in (False, True))
-        assert exact.sum() == 75 and (exact | loose == exact).all()
+    loose, exact = (patch_masks(KEYS[:300], exact=one) for one in (False, True))
+    assert (exact.sum((1, 2)) == 75).all() and (exact | loose == exact).all()
+
+
+def test_a_sample_is_masked_alike_in_any_batch() -> None:
+    whole = patch_masks(KEYS[:50])
+    tokens, words = texts(50)
+    both = mask_tokens(tokens, words, KEYS[:50], vocabulary=VOCABULARY, mask_token=MASK)
+    for begin, end in ((0, 1), (7, 20), (49, 50)):
+        assert (patch_masks(KEYS[begin:end]) == whole[begin:end]).all()
+        # Also beside longer texts, which add padding.
+        there = [(0, 0), (0, 9)]
+        longer = np.pad(tokens[begin:end], there), np.pad(words[begin:end], there, constant_values=-1)
+        masked, labels = mask_tokens(*longer, KEYS[begin:end], vocabulary=VOCABULARY, mask_token=MASK)
+        assert (masked[:, :-9] == both[0][begin:end]).all() and (labels[:, :-9] == both[1][begin:end]).all()
+        assert (masked[:, -9:] == 0).all() and (labels[:, -9:] == IGNORED).all()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(2, 20), st.integers(1, 400), st.integers(1, 30))
 def test_any_mask_can_be_had(key: int, grid: int, total: int, least: int) -> None:
+    keys = np.array([key], np.uint64)
     if total > grid**2:
         with pytest.raises(WrongInput, match="expected 1 to"):
-            patch_mask(key, grid=grid, total=total, least=least)
+            patch_masks(keys, grid=grid, total=total, least=least)
         return
-    hidden = patch_mask(key, grid=grid, total=total, least=least)
+    (hidden,) = patch_masks(keys, grid=grid, total=total, least=least)
     assert hidden.sum() == total
-    assert (hidden == patch_mask(key, grid=grid, total=total, least=least)).all()
 
 
-def text(key: int, words: int = 12) -> tuple[list[int], list[int | None]]:
-    """[CLS], words of one to three tokens, [SEP], two of padding."""
-    tokens, of = [101], [None]
-    for word in range(words):
-        pieces = keyed(key, word) % 3 + 1
-        tokens += [2000 + keyed(key, word, piece) % 20_000 for piece in range(pieces)]
-        of += [word] * pieces
-    return [*tokens, 102, 0, 0], [*of, None, None, None]
+def texts(count: int, words: int = 12) -> tuple[Tokens, Tokens]:
+    """Each [CLS], words of one to three tokens, [SEP], padding."""
+    length = 3 * words + 4
+    tokens, of = np.zeros((count, length), np.int64), np.full((count, length), -1)
+    for row in range(count):
+        line, words_of = [101], [-1]
+        for word in range(words):
+            pieces = keyed(row, word) % 3 + 1
+            line += [2000 + keyed(row, word, piece) % 20_000 for piece in range(pieces)]
+            words_of += [word] * pieces
+        tokens[row, : len(line) + 1], of[row, : len(line)] = [*line, 102], words_of
+    return tokens, of
 
 
 @pytest.mark.parametrize("whole_words", [True, False])
 def test_rates_are_berts(whole_words: bool) -> None:
-    became: Counter[str] = Counter()
-    hidden, there = 0, 0
-    for draw in range(DRAWS):
-        tokens, words = text(draw, words=40)
-        masked, labels = mask_tokens(
-            tokens, words, draw, vocabulary=VOCABULARY, mask_token=MASK, whole_words=whole_words
-        )
-        there += sum(word is not None for word in words)
-        for before, after, label, word in zip(tokens, masked, labels, words, strict=True):
-            if label == IGNORED:
-                assert after == before
-                continue
-            assert label == before and word is not None
-            hidden += 1
-            became["mask" if after == MASK else "same" if after == before else "any"] += 1
+    tokens, words = texts(DRAWS, words=40)
+    masked, labels = mask_tokens(
+        tokens, words, KEYS, vocabulary=VOCABULARY, mask_token=MASK, whole_words=whole_words
+    )
+    chosen = labels != IGNORED
+    assert (
+        (masked == tokens)[~chosen].all() and (labels == tokens)[chosen].all() and (words >= 0)[chosen].all()
+    )
+    hidden, there = int(chosen.sum()), int((words >= 0).sum())
     # Whole words fill the share up to the last word that fits.
     assert 0.14 < hidden / there < 0.16 if whole_words else near(hidden, there, 0.15)
+    became = {
+        "mask": int((masked == MASK)[chosen].sum()),
+        "same": int((masked == tokens)[chosen].sum()),
+    }
+    became["any"] = hidden - sum(became.values())
     for name, rate in (("mask", 0.8), ("any", 0.1), ("same", 0.1)):
         assert near(became[name], hidden, rate), (name, became)
 
 
 def test_words_are_hidden_whole_and_each_as_often() -> None:
-    chosen: Counter[int] = Counter()
-    for draw in range(DRAWS):
-        tokens, words = text(7)
-        _, labels = mask_tokens(tokens, words, draw, vocabulary=VOCABULARY, mask_token=MASK)
-        hidden = {word for word, label in zip(words, labels, strict=True) if label != IGNORED}
-        assert hidden and None not in hidden
-        for word, label in zip(words, labels, strict=True):
-            assert (label != IGNORED) == (word in hidden)
-        chosen.update(word for word in hidden if word is not None)
-    lengths = Counter(word for word in text(7)[1] if word is not None)
+    (tokens,), (words,) = texts(1)
+    many = np.tile(tokens, (DRAWS, 1)), np.tile(words, (DRAWS, 1))
+    _, labels = mask_tokens(*many, KEYS, vocabulary=VOCABULARY, mask_token=MASK)
+    lengths = Counter(words[words >= 0].tolist())
+    hidden = {word: (labels != IGNORED)[:, words == word] for word in lengths}
+    for of_word in hidden.values():
+        assert (of_word.all(1) == of_word.any(1)).all()
+    assert (labels != IGNORED).any(1).all()
     for length in {*lengths.values()}:
-        alike = [chosen[word] for word in lengths if lengths[word] == length]
+        alike = [int(hidden[word][:, 0].sum()) for word in lengths if lengths[word] == length]
         rate = sum(alike) / len(alike) / DRAWS
         assert all(near(count, DRAWS, rate) for count in alike)
 
 
 def test_any_token_is_any_of_the_vocabulary() -> None:
-    drawn: list[int] = []
-    for draw in range(4 * DRAWS):
-        tokens, words = text(draw)
-        masked, labels = mask_tokens(tokens, words, draw, vocabulary=50, mask_token=60)
-        drawn += [one for one, label in zip(masked, labels, strict=True) if label != IGNORED and one < 50]
+    tokens, words = texts(DRAWS, words=40)
+    masked, labels = mask_tokens(tokens, words, KEYS, vocabulary=50, mask_token=60)
+    drawn = masked[(labels != IGNORED) & (masked < 50)]
     assert len(drawn) > 1_500
     assert all(near(count, len(drawn), 1 / 50) for count in np.bincount(drawn, minlength=50).tolist())
 
 
 def test_a_short_text_hides_a_word_and_an_empty_one_nothing() -> None:
-    assert [
-        label != IGNORED
-        for label in mask_tokens([101, 5, 102], [None, 0, None], 1, vocabulary=9, mask_token=3)[1]
-    ] == [
-        False,
-        True,
-        False,
-    ]
-    assert mask_tokens([101, 102], [None, None], 1, vocabulary=9, mask_token=3) == ([101, 102], [IGNORED] * 2)
-    with pytest.raises(WrongInput, match="2 tokens of 1 words"):
-        mask_tokens([1, 2], [0], 1, vocabulary=9, mask_token=3)
+    tokens = np.array([[101, 5, 102], [101, 102, 0], [101, 5, 5]])
+    words = np.array([[-1, 0, -1], [-1, -1, -1], [-1, 0, 0]])
+    masked, labels = mask_tokens(tokens, words, KEYS[:3], vocabulary=9, mask_token=3)
+    assert (labels != IGNORED).tolist() == [[False, True, False], [False] * 3, [False, True, True]]
+    assert masked[1].tolist() == [101, 102, 0]
+    empty = np.zeros((1, 0), np.int64)
+    assert mask_tokens(empty, empty, KEYS[:1], vocabulary=9, mask_token=3)[0].shape == (1, 0)
+    with pytest.raises(WrongInput, match=r"tokens \(1, 2\), their words \(1, 1\)"):
+        mask_tokens(np.ones((1, 2), int), np.ones((1, 1), int), KEYS[:1], vocabulary=9, mask_token=3)

@@ -75,7 +75,7 @@ def test_a_caption_of_elsewhere_is_one_of_the_same_window(corpus: Path) -> None:
         others = stream.elsewhere(0, positions, attempt)
         for position, other in enumerate(others):
             assert other in window[position]
-            met.add((position, *other))
+            met.add((position, other.key, other.text))
     # Each of a window's samples comes up: of at most 17, one is left out of 200 draws in 1 of 10,000 cases.
     assert len(met) == sum(sizes.tolist())
     alone = [Stream(corpus, window=2).elsewhere(0, np.array([position]), 7)[0] for position in positions]

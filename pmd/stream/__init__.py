@@ -9,7 +9,7 @@ feed.py      Stream, or several blended -> batches, where a run stands, and the 
 
 from pmd.errors import BadRequest, Damaged, PmdError, Refused
 from pmd.stream.feed import Batch, Blend, Captioned, Feed, Gather, Proof, Remainder, Source, merged, prove
-from pmd.stream.order import Mix, Order, Places, keyed, keyed_each, mix_of, tempered
+from pmd.stream.order import Mix, Order, Places, keyed, keyed_each, mix_of, mixed, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
 from pmd.stream.samples import Caption, Damage, Identity, Sample, Stored, Stream, Unit, Visit
 
@@ -42,6 +42,7 @@ __all__ = [
     "keyed_each",
     "merged",
     "mix_of",
+    "mixed",
     "part",
     "prove",
     "tempered",
