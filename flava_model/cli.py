@@ -1,5 +1,6 @@
 """`flava`: the command line of the model. Results go to stdout, everything else to stderr."""
 
+import itertools
 import json
 import os
 import sys
@@ -20,6 +21,9 @@ app = typer.Typer(
     help="Train and look at FLAVA over the shards that `pmd` writes.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Corpus = Annotated[str, typer.Argument(metavar="CORPUS", help="A locked corpus: its folder, or a URL.")]
+Sources = Annotated[list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="With an error, also where it arose.")]
 
 
@@ -34,7 +38,7 @@ def _top(
 
 @app.command("show-batch", help="Any batch of a run, past or to come, just as it is trained on.")
 def show_batch_command(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="A locked corpus: its folder, or a URL.")],
+    corpus: Corpus,
     epoch: Annotated[int, typer.Option("--epoch", min=0)] = 0,
     number: Annotated[int, typer.Option("--batch", min=0, help="Its number in the epoch.")] = 0,
     size: Annotated[int, typer.Option("--size", min=1, help="Samples of a batch, of all ranks.")] = 8,
@@ -43,9 +47,7 @@ def show_batch_command(
     seed: Annotated[int, typer.Option("--seed", help="Of the order, and of crops.")] = 0,
     unit: Annotated[Unit, typer.Option("--unit", help="What is visited.")] = "images",
     window: Annotated[int, typer.Option("--window", min=1, help="Shards that are mixed at a time.")] = 32,
-    sources: Annotated[
-        list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")
-    ] = None,
+    sources: Sources = None,
     overlay: Annotated[str | None, typer.Option("--overlay", help="A file of left-out images.")] = None,
     cache: Annotated[
         str | None, typer.Option("--cache", help="A folder that keeps shards of a corpus elsewhere.")
@@ -98,8 +100,48 @@ def show_batch_command(
         print(told["speed"])
 
 
+@app.command("tokenizer", help="A WordPiece vocabulary of a corpus's captions, for --out's models.")
+def tokenizer_command(
+    corpus: Corpus,
+    out: OutFolder,
+    size: Annotated[int, typer.Option("--size", min=64, help="Tokens, at most.")] = 30_522,
+    least: Annotated[
+        int, typer.Option("--least", min=1, help="Times that a pair of pieces comes up to become one.")
+    ] = 2,
+    longest: Annotated[int, typer.Option("--longest", min=3, help="Tokens of a caption, at most.")] = 77,
+    sources: Sources = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model import tokens
+
+    stream = Stream(corpus, sources=sources or ())
+    if (out / "tokenizer.json").exists():
+        raise BadRequest(
+            f"{out}: there is a tokenizer.json already; models may depend on it. Choose another --out"
+        )
+    tokenizer = tokens.train_tokenizer(stream.captions, size=size, least=least).cut_to(longest)
+    tokenizer.save(out)
+    # How it fits is told of up to so many captions, from all over the corpus.
+    every = -(-sum(len(some) for some in stream.captions()) // 100_000)
+    captions = itertools.islice(itertools.chain.from_iterable(stream.captions()), 0, None, every)
+    fit = tokenizer.fit([*captions])
+    told = {"tokens": len(tokenizer), "sha256": tokenizer.sha256, "root": stream.identity.root}
+    if as_json:
+        _print_json({"ok": True, "out": str(out)} | told | {"fit": vars(fit)})
+        return
+    print(
+        f"{out}: {len(tokenizer):,} tokens, sha256 {tokenizer.sha256[:16]}, of corpus "
+        f"{stream.identity.root[:16]}"
+    )
+    lengths = ", ".join(f"{name} {count}" for name, count in fit.lengths.items())
+    print(
+        f"{fit.captions:,} captions: {fit.mean:.1f} tokens each (at most: {lengths}), "
+        f"{fit.cut:.2%} longer than {longest}, {fit.unknown:.3%} of all tokens unknown"
+    )
+
+
 Checkpoint = Annotated[str, typer.Argument(metavar="PATH", help="A folder, or a file of weights alone.")]
-OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 
 
 @app.command("import-hf", help="Weights of transformers or TorchMultimodal -> a folder of ours.")
@@ -120,15 +162,17 @@ def _convert(path: str, out: Path, as_json: bool) -> None:
     """Both ways are one: our folders are in the layout of transformers."""
     from flava_model import weights
 
-    model = weights.load(path)
-    weights.save(model, out)
+    model, tokenizer = weights.load(path), weights.tokenizer_beside(path)
+    weights.save(model, out, tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     told = {"parameters": parameters, "image_codebook": model.image_codebook is not None}
+    told["tokenizer_sha256"] = tokenizer and tokenizer.sha256
     if as_json:
         _print_json({"ok": True, "config": vars(model.config)} | told)
     else:
         codebook = "with its image codebook" if told["image_codebook"] else "without an image codebook"
-        print(f"{out}: {parameters:,} parameters, {codebook}")
+        words = f"with a tokenizer of {len(tokenizer):,}" if tokenizer else "without a tokenizer"
+        print(f"{out}: {parameters:,} parameters, {codebook}, {words}")
 
 
 def main() -> None:

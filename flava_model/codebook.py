@@ -50,6 +50,7 @@ class RandomQuantizer(Codebook):
 
     def __init__(self, codes: int = 8192, dimensions: int = 16, seed: int = 0) -> None:
         super().__init__()
+        self.settings = {"codes": codes, "dimensions": dimensions, "seed": seed}
         chance = torch.Generator().manual_seed(seed)
         inputs = 3 * SHRINKS**2
         projection = torch.randn((inputs, dimensions), generator=chance) / inputs**0.5

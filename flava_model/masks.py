@@ -2,7 +2,7 @@
 
 Everything is drawn from a key for each sample, keyed(seed, epoch, position), so that it has the same masks
 on every rank and after every resume, and other ones each epoch. A batch is done at once: sample by sample it
-takes some ten times as long, and holds the interpreter. Which samples are in a batch together changes nothing.
+takes some ten times as long, and holds the interpreter. Which samples are together in it changes nothing.
 
     B samples   G patches in a row   T tokens   W words
 """

@@ -2,9 +2,9 @@
 
     a folder or file --names, shapes, settings--> Flava, DalleEncoder   -->   a folder that transformers loads
 
-A folder is config.json and model.safetensors, in the layout of facebook/flava-full: ours are the same with
-one section more in the configuration, for what transformers has no name for. Nothing is unpickled: .bin and
-.pt files are read by torch's reader of weights alone. Nothing is downloaded.
+A folder is config.json and model.safetensors, in the layout of facebook/flava-full, and often the tokenizer's
+files. Ours are the same with one section more in the configuration, for what transformers has no name for.
+Nothing is unpickled: .bin and .pt files are read by torch's reader of weights alone. Nothing is downloaded.
 """
 
 import json
@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flava_model.codebook import DalleEncoder
+from flava_model.codebook import Codebook, DalleEncoder, RandomQuantizer
 from flava_model.errors import WrongInput
 from flava_model.models.flava import Flava, FlavaConfig
+from flava_model.tokens import Tokenizer, load_tokenizer
 
 OURS = "flava_model"  # the section of config.json that is ours
 _HEADS = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
@@ -30,12 +31,25 @@ _HEADS = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
 def load(path: str | Path) -> Flava:
     """A model from a folder, or from a file of weights alone, whose sizes then say what the model is.
 
-    Raises WrongInput where there is none, or a part of it is missing, unknown or of another shape.
+    Raises WrongInput where there is none, or a part of it is missing, unknown or of another shape, or a
+    tokenizer beside it is not the one that it was trained with.
     """
     path = Path(path)
     found = _read(path)
     weights = _renamed(found)
-    codebook = None
+    ours = _ours(path)
+    codebook: Codebook | None = None
+    if "random_quantizer" in ours:
+        try:
+            codebook = RandomQuantizer(**ours["random_quantizer"])
+        except (TypeError, RuntimeError) as error:
+            raise WrongInput(f"{path / 'config.json'}: random_quantizer: {error}") from None
+    trained = ours.get("tokenizer_sha256")
+    if trained is not None and (given := tokenizer_beside(path)) and given.sha256 != trained:
+        raise WrongInput(
+            f"{path}: the model was trained with another tokenizer than the one beside it: expected sha256 "
+            f"{trained}, given {given.sha256}"
+        )
     first, last = (f"image_codebook.blocks.{name}.weight" for name in ("input", "output.conv"))
     if first in weights and last in weights:
         codebook = DalleEncoder(codes=len(weights[last]), width=len(weights[first]))
@@ -47,14 +61,32 @@ def load(path: str | Path) -> Flava:
     return model.eval()
 
 
-def save(model: Flava, folder: str | Path) -> None:
-    """Write a folder that `load` and FlavaForPreTraining.from_pretrained read. The weights appear last."""
+def tokenizer_beside(path: str | Path) -> Tokenizer | None:
+    """That of a folder of weights; None where there is none."""
+    path = Path(path)
+    there = path.is_dir() and any((path / name).exists() for name in ("tokenizer.json", "vocab.txt"))
+    return load_tokenizer(path) if there else None
+
+
+def save(model: Flava, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write a folder that `load` and FlavaForPreTraining.from_pretrained read. The weights appear last.
+
+    tokenizer: the one that the model was trained with. Raises WrongInput where it has more tokens.
+    """
+    if tokenizer is not None and len(tokenizer) > model.config.vocabulary:
+        raise WrongInput(
+            f"a tokenizer of {len(tokenizer)} tokens: expected {model.config.vocabulary} at most, the model's"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save(folder)
     weights = dict(model.state_dict())
     for head in _HEADS:  # the same memory as decoder.bias, which safetensors does not write twice
         del weights[f"{head}.bias"]
-    _publish(folder / "config.json", json.dumps(_as_theirs(model), indent=2, sort_keys=True).encode())
+    _publish(
+        folder / "config.json", json.dumps(_as_theirs(model, tokenizer), indent=2, sort_keys=True).encode()
+    )
     aside = folder / ".model.safetensors.part"
     save_file({name: value.contiguous() for name, value in weights.items()}, aside, metadata={"format": "pt"})
     _replace(aside, folder / "model.safetensors")
@@ -179,13 +211,37 @@ def _fill(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) ->
 # Settings
 
 
-def _config(path: Path) -> FlavaConfig | None:
-    """What config.json says; None where there is none."""
+def _told(path: Path) -> dict[str, Any]:
+    """config.json; nothing where there is none. Raises WrongInput."""
     file = path / "config.json"
     if not path.is_dir() or not file.exists():
-        return None
+        return {}
     try:
         told = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise WrongInput(f"{file}: not the configuration of a FLAVA: {error}") from None
+    if not isinstance(told, dict):
+        raise WrongInput(f"{file}: not the configuration of a FLAVA: expected an object")
+    return told
+
+
+def _ours(path: Path) -> dict[str, Any]:
+    """The section that is ours, if a folder has one."""
+    ours = _told(path).get(OURS, {})
+    known = {"config", "tokenizer_sha256", "random_quantizer"}
+    if strange := [name for name in ours if name not in known]:
+        raise WrongInput(
+            f"{path / 'config.json'}: {OURS} has the unknown {strange[0]}: written by a later flava?"
+        )
+    return ours
+
+
+def _config(path: Path) -> FlavaConfig | None:
+    """What config.json says; None where there is none."""
+    told, file = _told(path), path / "config.json"
+    if not told:
+        return None
+    try:
         image, text, both = (told.get(f"{part}_config", {}) for part in ("image", "text", "multimodal"))
         known = {
             "image_size": image.get("image_size", 224),
@@ -215,7 +271,7 @@ def _config(path: Path) -> FlavaConfig | None:
             ):
                 if part.get(size, default) != image.get(size, default):
                     raise WrongInput(f"{file}: {name}_config's {size} is another than image_config's")
-        known |= told.get(OURS, {})
+        known |= _ours(path).get("config", {})
         names = {field.name for field in fields(FlavaConfig)}
         if strange := [name for name in known if name not in names]:
             raise WrongInput(f"{file}: {OURS} has the unknown setting {strange[0]}")
@@ -261,7 +317,7 @@ def _sizes(weights: Mapping[str, Tensor], path: Path) -> FlavaConfig:
         raise WrongInput(f"{path}: not the weights of a FLAVA with its heads: {error} is missing") from None
 
 
-def _as_theirs(model: Flava) -> dict[str, Any]:
+def _as_theirs(model: Flava, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json as transformers writes it, with our settings beside theirs."""
     config, codebook = model.config, model.image_codebook
     tower = {
@@ -296,8 +352,12 @@ def _as_theirs(model: Flava) -> dict[str, Any]:
             "type_vocab_size": config.token_types,
         },
         "multimodal_config": tower | {"num_hidden_layers": config.multimodal_layers},
-        OURS: vars(config),
     }
+    told[OURS] = ours = dict[str, Any](config=vars(config))
+    if tokenizer is not None:
+        ours["tokenizer_sha256"] = tokenizer.sha256
+    if isinstance(codebook, RandomQuantizer):
+        ours["random_quantizer"] = codebook.settings
     if isinstance(codebook, DalleEncoder):
         shapes = {name: value.shape for name, value in codebook.state_dict().items()}
         told["image_codebook_config"] = {

@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_told(model: Flava, tmp_path: Path) -> None:
 def test_a_configuration_that_is_none_of_flavas_is_told(model: Flava, tmp_path: Path) -> None:
     weights.save(model, tmp_path)
     told = json.loads((tmp_path / "config.json").read_bytes())
-    told["flava_model"]["colour"] = "red"
+    told["flava_model"]["config"]["colour"] = "red"
     (tmp_path / "config.json").write_text(json.dumps(told))
     with pytest.raises(WrongInput, match="unknown setting colour"):
         flava_model.load(tmp_path)

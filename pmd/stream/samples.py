@@ -20,7 +20,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, cast
@@ -272,6 +272,13 @@ class Stream:
         sample = self.delivered(visit, attempt, key)
         return sample._replace(instead_of=key)
 
+    def captions(self) -> Iterator[list[str]]:
+        """Every kept caption of the corpus once, shard by shard. No tar is opened."""
+        for file in self._tars:
+            index = _read_index(self._files, file, verified=self._verified)
+            captions = cast("pa.ListArray", index["captions"].combine_chunks()).flatten()
+            yield captions.field("text").filter(pc.is_null(captions.field("reason"))).to_pylist()
+
     def marks(self, number: int) -> Numbers:
         """What stands for each sample of a shard in proofs."""
         shard = self._shard(number)
@@ -438,7 +445,26 @@ def _open_shard(
     files: "_Files", file: LockedFile, unit: Unit, times: Times | None, *, verified: bool
 ) -> _Shard:
     """Raises Damaged where the index is not the one that the lock knows."""
-    index = file.path.removesuffix(".tar") + ".parquet"
+    index, kept = _index_of(file), _read_index(files, file, verified=verified)
+    if times is not None and len(times) != len(kept):
+        raise Damaged(f"{files.told(index)} has {len(kept)} images, the overlay tells of {len(times)}")
+    try:
+        opened = files.open(file.path)
+    except OSError as error:
+        raise Damaged(f"{files.told(file.path)}: {error}; `pmd verify` says more") from None
+    shard = _Shard(opened, files.told(file.path), file.path, kept, unit, times)
+    found = len(shard.keys) if unit == "images" else len(shard.texts)
+    if found != getattr(file, unit):
+        raise Damaged(
+            f"{files.told(index)} has {found} {unit}, the lock says {getattr(file, unit)}; "
+            "`pmd verify` says more"
+        )
+    return shard
+
+
+def _read_index(files: "_Files", file: LockedFile, *, verified: bool) -> pa.Table:
+    """The kept rows of a shard. Raises Damaged."""
+    index = _index_of(file)
     try:
         with files.open(index) as opened:
             data = opened.read()
@@ -447,19 +473,13 @@ def _open_shard(
                 f"{files.told(index)}: sha256 is {sha256}, the lock says {files.sha256(index)}; `pmd verify` "
                 "says more"
             )
-        kept = read_table(io.BytesIO(data), _COLUMNS, where=("status", "success"))
-        if times is not None and len(times) != len(kept):
-            raise Damaged(f"{files.told(index)} has {len(kept)} images, the overlay tells of {len(times)}")
-        shard = _Shard(files.open(file.path), files.told(file.path), file.path, kept, unit, times)
+        return read_table(io.BytesIO(data), _COLUMNS, where=("status", "success"))
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"{files.told(index)}: {error}; `pmd verify` says more") from None
-    found = len(shard.keys) if unit == "images" else len(shard.texts)
-    if found != getattr(file, unit):
-        raise Damaged(
-            f"{files.told(index)} has {found} {unit}, the lock says {getattr(file, unit)}; "
-            "`pmd verify` says more"
-        )
-    return shard
+
+
+def _index_of(tar: LockedFile) -> str:
+    return tar.path.removesuffix(".tar") + ".parquet"
 
 
 class _Files:
@@ -483,7 +503,7 @@ class _Files:
     def expect(self, tars: Sequence[LockedFile], *, ahead: int) -> None:
         """These shards are read next, in this order."""
         if self._cache is not None:
-            pairs = [(self._locked[tar.path.removesuffix(".tar") + ".parquet"], tar) for tar in tars]
+            pairs = [(self._locked[_index_of(tar)], tar) for tar in tars]
             self._cache.expect([file for pair in pairs for file in pair], ahead=2 * ahead)
 
     def close(self) -> None:
