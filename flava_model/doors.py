@@ -22,6 +22,7 @@ from flava_model.views import Views
 from pmd.stream import Batch, Feed, Sample, merged
 
 T = TypeVar("T")
+_VIEWS = Views()
 # Batches -> each with its samples, and the items that are made of it.
 Items = Callable[[Iterable[Batch]], Generator[tuple[Batch, list[Sample], list[T]]]]
 
@@ -39,7 +40,7 @@ class Batches(IterableDataset[Images]):
     StatefulDataLoader keeps places of its own; `run_state` makes a feed's of them.
     """
 
-    def __init__(self, feed: Feed, views: Views | None = None, *, threads: int = 1, seed: int = 0) -> None:
+    def __init__(self, feed: Feed, views: Views = _VIEWS, *, threads: int = 1, seed: int = 0) -> None:
         """threads: of each worker. seed: of crops."""
         self.feed, self.views = _telling(feed), views
         self._threads, self._seed = threads, seed

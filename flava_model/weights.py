@@ -61,6 +61,29 @@ def load(path: str | Path) -> Flava:
     return model.eval()
 
 
+def load_codebook(path: str | Path) -> DalleEncoder:
+    """An image codebook from a folder or file: facebook/flava-image-codebook, DALL-E's encoder with the names
+    of TorchMultimodal, or one within a whole model. Raises WrongInput.
+    """
+    path = Path(path)
+    found = {
+        name if name.startswith("image_codebook.") else f"image_codebook.{name}": value
+        for name, value in _read(path).items()
+    }
+    weights = {
+        name.removeprefix("image_codebook."): value
+        for name, value in _renamed(found).items()
+        if name.startswith("image_codebook.blocks.")
+    }
+    if not {"blocks.input.weight", "blocks.output.conv.weight"} <= weights.keys():
+        raise WrongInput(f"{path}: expected the weights of an image codebook, given none")
+    codebook = DalleEncoder(
+        codes=len(weights["blocks.output.conv.weight"]), width=len(weights["blocks.input.weight"])
+    )
+    _fill(codebook, weights, path)
+    return codebook.eval()
+
+
 def tokenizer_beside(path: str | Path) -> Tokenizer | None:
     """That of a folder of weights; None where there is none."""
     path = Path(path)

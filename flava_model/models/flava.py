@@ -18,14 +18,15 @@ Shapes:
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flava_model.codebook import Codebook
+from flava_model.codebook import SHRINKS, Codebook
 from flava_model.errors import WrongInput
+from flava_model.inputs import Inputs
 from flava_model.layers import Encoder, LayerNorm, Pooler, PredictionHead
 from flava_model.losses import IGNORED, Loss, contrastive, cross_entropy
 
@@ -495,3 +496,27 @@ def preset(name: str, **changes: object) -> FlavaConfig:
     if name not in PRESETS:
         raise WrongInput(f"preset: expected one of {', '.join(PRESETS)}, given {name!r}")
     return replace(PRESETS[name], **changes)  # pyright: ignore[reportArgumentType]
+
+
+def flava_batch(inputs: Inputs, config: FlavaConfig, codebook: Codebook | None = None) -> FlavaBatch:
+    """Inputs, wherever they lie -> what the losses read. codebook: where no codes were stored.
+
+    The largest view is what the model sees, and one of 8 px a patch what the codebook does. Raises WrongInput
+    where a view or the codes are missing.
+    """
+    given: dict[str, Any] = {}
+    if inputs.views:
+        size, small = config.image_size, SHRINKS * config.grid
+        codes = inputs.codes
+        needed = {size} if codes is not None else {size, small}
+        if not needed <= {*inputs.views}:
+            raise WrongInput(f"views: expected sizes {sorted(needed)}, given {sorted(inputs.views)}")
+        if codes is None:
+            if codebook is None:
+                raise WrongInput("codes: expected stored ones, or a codebook to make them, given neither")
+            codes = codebook.codes(inputs.views[small])
+        given |= {"pixels": inputs.pixels(size), "patch_mask": inputs.patch_mask, "codes": codes}
+        given["patches_hidden"] = inputs.patches_hidden
+    for name in ("tokens", "tokens_masked", "token_labels", "text_mask", "matches", "tokens_hidden"):
+        given[name] = getattr(inputs, name)
+    return FlavaBatch(**given)

@@ -272,6 +272,24 @@ class Stream:
         sample = self.delivered(visit, attempt, key)
         return sample._replace(instead_of=key)
 
+    def shard_visits(self, number: int) -> list[Visit]:
+        """Every sample of a shard once, in the order of its index: for what is made of each beforehand."""
+        return [Visit(self, 0, 0, number, sample, 0) for sample in range(self._shard(number).counted())]
+
+    def stored(self, visit: Visit) -> Stored:
+        """Where the sample of a visit lies, without reading it."""
+        shard = self._shard(visit.shard)
+        place = shard.place(visit.sample, visit.chance)
+        return Stored(shard.path, place.row, place.caption)
+
+    def boxed(self, number: int) -> bool:
+        """Whether captions of a shard are of regions of their images."""
+        return self._shard(number).has_boxes
+
+    def path(self, number: int) -> str:
+        """A shard's tar, as the lock names it."""
+        return self._tars[number].path
+
     def captions(self) -> Iterator[list[str]]:
         """Every kept caption of the corpus once, shard by shard. No tar is opened."""
         for file in self._tars:
@@ -378,7 +396,7 @@ class _Shard:
         flat = captions.flatten()
         kept = pc.is_null(flat.field("reason"))
         self.texts, self._boxes = flat.field("text").filter(kept), flat.field("box").filter(kept)
-        self._has_boxes = self._boxes.null_count < len(self._boxes)
+        self.has_boxes = self._boxes.null_count < len(self._boxes)
         of_row = pc.list_parent_indices(captions).filter(kept).to_numpy()
         # Where each row's kept captions begin among all; and the end of the last.
         self._first = np.searchsorted(of_row, np.arange(len(self.keys) + 1))
@@ -434,7 +452,7 @@ class _Shard:
 
     def box(self, place: _Place) -> tuple[float, float, float, float] | None:
         """In shares of the image's sides: boxes are told in px of the published image."""
-        box: Any = self._boxes[place.caption].as_py() if self._has_boxes else None
+        box: Any = self._boxes[place.caption].as_py() if self.has_boxes else None
         if box is None:
             return None
         width, height = (float(side[place.row]) for side in self._original)
