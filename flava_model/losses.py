@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed import _functional_collectives as collectives
 from torch.nn import functional as F
+
+# The one of torch's gathers that carries gradients and may be compiled; it has this name since torch 2.13.
+_gathered = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 IGNORED = -100  # as a label: nothing is to be learned here
 
@@ -40,7 +43,9 @@ def contrastive(image_bd: Tensor, text_bd: Tensor, scale: Tensor, rows_b: Tensor
     """
     image_ad, text_ad, first = image_bd, text_bd, 0
     if dist.is_initialized() and dist.get_world_size() > 1:
-        image_ad, text_ad = (torch.cat(tuple(all_gather(one))) for one in (image_bd, text_bd))
+        world = dist.group.WORLD
+        assert world is not None
+        image_ad, text_ad = (_gathered(one, 0, world) for one in (image_bd, text_bd))
         first = dist.get_rank() * len(image_bd)
     right = torch.arange(first, first + len(image_bd), device=image_bd.device)
     logits_ba = scale * image_bd.float() @ text_ad.float().T, scale * text_bd.float() @ image_ad.float().T

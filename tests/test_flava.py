@@ -1,11 +1,14 @@
 """FLAVA is the FLAVA of `transformers`, weight for weight: states, losses and their gradients."""
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import FlavaConfig as TheirConfig
 from transformers import FlavaForPreTraining
 
@@ -72,8 +75,8 @@ def pair() -> Iterator[tuple[Flava, FlavaForPreTraining]]:
     yield our, their
 
 
-def batch_of(*, matches: Tensor | None = None, padded: bool = True) -> FlavaBatch:
-    chance = torch.Generator().manual_seed(5)
+def batch_of(*, matches: Tensor | None = None, padded: bool = True, seed: int = 5) -> FlavaBatch:
+    chance = torch.Generator().manual_seed(seed)
 
     def whole(most: int, *shape: int) -> Tensor:
         return torch.randint(1, most, shape, generator=chance)
@@ -214,6 +217,115 @@ def test_padding_may_be_looked_at_as_the_released_weights_were_trained() -> None
     assert torch.allclose(ours.normed, found, atol=1e-5, rtol=0)
 
 
+def by_boolean_indexing(our: Flava, batch: FlavaBatch) -> dict[str, Tensor]:
+    """The mean losses of what is masked, from whole states."""
+    image = text = None
+    if batch.pixels is not None:
+        image = our.image_states(batch.pixels, batch.patch_mask)
+    if batch.tokens_masked is not None:
+        text = our.text_states(batch.tokens_masked, batch.text_mask)
+    matches = torch.ones(B, dtype=torch.bool) if batch.matches is None else batch.matches
+    rows = (matches | ~matches.any())[:, None]
+
+    def loss(head: torch.nn.Module, states: Tensor, where: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(states[where]), labels[where])
+
+    found: dict[str, Tensor] = {}
+    fused = None if image is None or text is None else our.multimodal_states(image, text, batch.text_mask)
+    if image is not None:
+        assert batch.patch_mask is not None and batch.codes is not None
+        name, states = ("mim", image.normed[:, 1:]) if fused is None else ("mmm_image", fused.normed[:, 2:-T])
+        found[name] = loss(getattr(our, f"{name}_head"), states, batch.patch_mask & rows, batch.codes)
+    if text is not None:
+        assert batch.token_labels is not None
+        name, states = ("mlm", text.normed) if fused is None else ("mmm_text", fused.normed[:, -T:])
+        where = (batch.token_labels != IGNORED) & rows
+        found[name] = loss(getattr(our, f"{name}_head"), states, where, batch.token_labels)
+    return found
+
+
+def numbered(batch: FlavaBatch, more: int = 0) -> FlavaBatch:
+    """With the numbers of what is hidden at most, or more than that."""
+    patches = None if batch.patch_mask is None else int(batch.patch_mask.sum(1).max()) + more
+    hidden = None if batch.token_labels is None else batch.token_labels != IGNORED
+    tokens = None if hidden is None else int(hidden.sum(1).max()) + more
+    return replace(batch, patches_hidden=patches, tokens_hidden=tokens)
+
+
+@pytest.mark.parametrize("which", ["pairs", "images", "texts"])
+@pytest.mark.parametrize("matching", MATCHES)
+def test_fixed_numbers_of_places_change_no_loss(
+    pair: tuple[Flava, FlavaForPreTraining], matching: str, which: str
+) -> None:
+    our, _ = pair
+    batch = alone(batch_of(matches=MATCHES[matching]), which)
+    for name in by_boolean_indexing(our, batch):
+        expected = by_boolean_indexing(our, batch)[name]
+        wanted = gradients(our, expected)
+        noise = 1e-6 * max(float(gradient.abs().max()) for gradient in wanted.values())
+        for given in (batch, numbered(batch), numbered(batch, more=1), numbered(batch, more=100)):
+            found = our.losses(given)[name].mean()
+            assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+            for parameter, gradient in gradients(our, found).items():
+                apart = float((gradient - wanted[parameter]).abs().max())
+                assert apart < 1e-5 * float(wanted[parameter].abs().max()) + noise, (name, parameter)
+
+
+def check_compiled(which: str, backend: str, config: FlavaConfig = SMALL) -> None:
+    """One graph, the losses and gradients of the model as it is, and no other graph for other values."""
+    torch.compiler.reset()
+    our = Flava(config).train()
+    compiled = torch.compile(our.losses, fullgraph=True, backend=backend)
+
+    def found(losses: Any, batch: FlavaBatch) -> tuple[dict[str, float], dict[str, Tensor]]:
+        with torch.no_grad():
+            our.flava.logit_scale.fill_(9.0)  # to be clamped
+        made = losses(batch)
+        means = {name: loss.mean() for name, loss in made.items()}
+        total = sum(means.values(), torch.zeros(()))
+        return {name: mean.item() for name, mean in means.items()}, gradients(our, total)
+
+    for seed in (5, 6):
+        matches = torch.rand(B, generator=torch.Generator().manual_seed(seed)) < 0.6
+        batch = replace(
+            alone(batch_of(matches=matches if which == "pairs" else None, seed=seed), which),
+            patches_hidden=None if which == "texts" else 12,
+            tokens_hidden=None if which == "images" else 9,
+        )
+        expected, wanted = found(our.losses, batch)
+        with torch.compiler.set_stance("default" if seed == 5 else "fail_on_recompile"):
+            means, given = found(compiled, batch)
+        assert means == pytest.approx(expected, rel=1e-5)
+        assert given.keys() == wanted.keys()
+        assert our.flava.logit_scale.item() == pytest.approx(4.6052 if which == "pairs" else 9.0)
+        noise = 1e-6 * max(float(gradient.abs().max()) for gradient in wanted.values())
+        for name, gradient in wanted.items():
+            apart = float((given[name] - gradient).abs().max())
+            assert apart < 1e-4 * float(gradient.abs().max()) + noise, name
+
+
+@pytest.mark.parametrize("which", ["pairs", "images", "texts"])
+def test_losses_are_one_graph(which: str) -> None:
+    check_compiled(which, "aot_eager")
+
+
+@pytest.mark.slow
+# Of torch's own code, when inductor is imported.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_losses_are_compiled_to_the_same() -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("inductor needs a C++ compiler, and there is neither g++ nor clang++")
+    for which in ("pairs", "images", "texts"):  # of few layers, for the compiler's time
+        check_compiled(which, "inductor", replace(SMALL, image_layers=2, text_layers=1, multimodal_layers=1))
+
+
+def test_a_batch_keeps_its_numbers_when_it_is_moved() -> None:
+    moved = numbered(batch_of()).to("meta")
+    assert moved.pixels is not None and moved.pixels.device.type == "meta" and moved.matches is None
+    given = numbered(batch_of())
+    assert (moved.patches_hidden, moved.tokens_hidden) == (given.patches_hidden, given.tokens_hidden)
+
+
 def test_parameters_are_counted_as_published() -> None:
     with torch.device("meta"):
         model = Flava()
@@ -316,6 +428,15 @@ def test_micro_batches_add_up_to_the_batch(pair: tuple[Flava, FlavaForPreTrainin
         ({"text_mask": torch.ones(B, T)}, r"of torch.bool, given \(6, 12\) of torch.float32"),
         ({"matches": torch.ones(B - 1, dtype=torch.bool)}, r"matches: expected \(6,\) of torch.bool"),
         ({"pixels": None, "tokens_masked": None}, "neither pixels nor tokens_masked"),
+        (
+            {"patch_mask": torch.arange(16).expand(B, 16) < 5, "patches_hidden": 4},
+            "patches_hidden: expected rows that hide at most 4, given one that hides 5",
+        ),
+        (
+            {"token_labels": torch.ones(B, T, dtype=torch.int64), "tokens_hidden": 3},
+            "tokens_hidden: expected rows that hide at most 3, given one that hides 12",
+        ),
+        ({"tokens_hidden": 0}, "tokens_hidden: expected 1 or more, given 0"),
     ],
 )
 def test_wrong_input_is_told_with_what_was_expected(change: dict[str, Any], said: str) -> None:

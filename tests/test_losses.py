@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,15 @@ def total(losses: dict[str, Loss], counts: dict[str, Tensor]) -> Tensor:
     return sum((loss.sum / counts[name] for name, loss in losses.items()), torch.zeros(()))
 
 
-def rank_of(rank: int, world: int, port: int, folder: str) -> None:
+def rank_of(rank: int, world: int, port: int, folder: str, compiled: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = WHOLE // world
     made = model()
-    losses = made.losses(batch_of(rank * share, (rank + 1) * share))
+    batch = replace(batch_of(rank * share, (rank + 1) * share), patches_hidden=16, tokens_hidden=T)
+    how = torch.compile(made.losses, fullgraph=True, backend="aot_eager") if compiled else made.losses
+    losses = how(batch)
     counts = {name: loss.count.clone() for name, loss in losses.items()}
     for count in counts.values():
         dist.all_reduce(count)
@@ -70,12 +73,12 @@ def rank_of(rank: int, world: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_have_the_gradient_of_the_whole_batch(tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize("world, compiled", [(2, False), (4, False), (2, True)])
+def test_ranks_have_the_gradient_of_the_whole_batch(tmp_path: Path, world: int, compiled: bool) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(rank_of, (world, port, str(tmp_path)), nprocs=world)
+    spawn(rank_of, (world, port, str(tmp_path), compiled), nprocs=world)
     found = torch.load(tmp_path / "gradients.pt")
     made = model()
     losses = made.losses(batch_of(0, WHOLE))

@@ -14,10 +14,10 @@ a field of FlavaConfig, whose default is stated with its reason. Modules and par
 
 Shapes:
 
-    B samples   P patches   T tokens   D width   H, W sides of the image, px
+    B samples   P patches   T tokens   L either   N of them predicted   D width   H, W sides of the image, px
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -115,14 +115,16 @@ class FlavaBatch:
     token_labels: Tensor | None = None  # BT, int64: what was hidden, IGNORED elsewhere
     text_mask: Tensor | None = None  # BT, bool: True where there is no padding; None: nowhere
     matches: Tensor | None = None  # B, bool: the text belongs to the image; None: all do
+    # No row hides more than so many. One that does is refused on the CPU; elsewhere what is too much of it is
+    # not predicted. None: the masks are looked at, and shapes depend on what is hidden, which is to wait for
+    # a GPU and the end of a compiled graph.
+    patches_hidden: int | None = None
+    tokens_hidden: int | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "FlavaBatch":
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: None if value is None else value.to(device, non_blocking=non_blocking)
-            for name, value in given.items()
-        }
-        return FlavaBatch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 # The encoders
@@ -313,6 +315,9 @@ class Flava(nn.Module):
 
         A clean and a masked pass of one encoder are one batch, and of the clean one no more is computed than
         its CLS. Raises WrongInput.
+
+        Of batches that say how much they hide, `torch.compile(model.losses, fullgraph=True)` makes one graph
+        for each kind and size.
         """
         self._check(batch)
         if batch.tokens_masked is None:
@@ -322,23 +327,24 @@ class Flava(nn.Module):
         return self._pair_losses(batch)
 
     def _image_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
-        assert batch.pixels is not None and batch.patch_mask is not None
+        assert batch.pixels is not None and batch.patch_mask is not None and batch.codes is not None
         hidden = self.image_states(batch.pixels, batch.patch_mask).hidden[:, 1:]
-        model = self.flava.image_model
-        return {"mim": self._predicted(hidden, batch.patch_mask, batch.codes, model.layernorm, self.mim_head)}
+        asked, model = _asked(batch.patch_mask, batch.codes, batch.patches_hidden), self.flava.image_model
+        return {"mim": _predicted(hidden, asked, model.layernorm, self.mim_head)}
 
     def _text_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
         assert batch.tokens_masked is not None and batch.token_labels is not None
         attended = self._attended(batch.tokens_masked, batch.text_mask)
         model, labels = self.flava.text_model, batch.token_labels
         hidden = model.encoder(model.embeddings(batch.tokens_masked), attended)
-        return {"mlm": self._predicted(hidden, labels != IGNORED, labels, model.layernorm, self.mlm_head)}
+        asked = _asked(labels != IGNORED, labels, batch.tokens_hidden)
+        return {"mlm": _predicted(hidden, asked, model.layernorm, self.mlm_head)}
 
     def _pair_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
         pixels, tokens, tokens_masked = batch.pixels, batch.tokens, batch.tokens_masked
-        patch_mask, labels = batch.patch_mask, batch.token_labels
+        patch_mask, codes, labels = batch.patch_mask, batch.codes, batch.token_labels
         assert pixels is not None and tokens is not None and tokens_masked is not None
-        assert patch_mask is not None and labels is not None
+        assert patch_mask is not None and codes is not None and labels is not None
         core, count = self.flava, len(pixels)
 
         embeddings = core.image_model.embeddings
@@ -362,28 +368,15 @@ class Flava(nn.Module):
             matches = batch.matches | ~batch.matches.any()
         norm, first = core.multimodal_model.layernorm, 2 + patches.shape[1]
         rows = matches[:, None]
-        shown = labels.masked_fill(~rows, IGNORED)
+        asked_image = _asked(patch_mask & rows, codes, batch.patches_hidden)
+        asked_text = _asked((labels != IGNORED) & rows, labels, batch.tokens_hidden)
         answer = (torch.ones_like(matches) if batch.matches is None else batch.matches).long()
         return {
-            "mmm_image": self._predicted(
-                hidden[:, 2:first], patch_mask & rows, batch.codes, norm, self.mmm_image_head
-            ),
-            "mmm_text": self._predicted(hidden[:, first:], shown != IGNORED, shown, norm, self.mmm_text_head),
+            "mmm_image": _predicted(hidden[:, 2:first], asked_image, norm, self.mmm_image_head),
+            "mmm_text": _predicted(hidden[:, first:], asked_text, norm, self.mmm_text_head),
             "itm": cross_entropy(self.itm_head(norm(hidden[:, :1])), answer),
             "global_contrastive": contrastive(image, text, self._scale(), matches),
         }
-
-    def _predicted(
-        self,
-        hidden_bld: Tensor,
-        where_bl: Tensor,
-        targets_bl: Tensor | None,
-        norm: LayerNorm,
-        head: PredictionHead,
-    ) -> Loss:
-        """Head and layer norm see the masked places alone."""
-        assert targets_bl is not None
-        return cross_entropy(head(norm(hidden_bld[where_bl])), targets_bl[where_bl])
 
     def _scale(self) -> Tensor:
         """exp of the learned one, between 1 and 100."""
@@ -429,7 +422,7 @@ class Flava(nn.Module):
         _expect_range(name, tokens, self.config.vocabulary)
 
     def _check(self, batch: FlavaBatch) -> None:
-        """What the losses rely on. Ranges are checked on the CPU alone: on a GPU to look is to wait."""
+        """What the losses rely on. Values are looked at on the CPU alone (_may_look)."""
         if batch.pixels is None and batch.tokens_masked is None:
             raise WrongInput("a batch with neither pixels nor tokens_masked")
         if batch.pixels is not None:
@@ -439,15 +432,17 @@ class Flava(nn.Module):
             patches = (batch.pixels.shape[2] // size) * (batch.pixels.shape[3] // size)
             _expect("patch_mask", batch.patch_mask, (count, patches), torch.bool)
             _expect("codes", batch.codes, (count, patches), torch.int64)
-            assert batch.codes is not None
+            assert batch.patch_mask is not None and batch.codes is not None
             _expect_range("codes", batch.codes, self.config.codes)
+            _expect_most("patches_hidden", batch.patch_mask, batch.patches_hidden)
         if batch.tokens_masked is not None:
             self._check_tokens("tokens_masked", batch.tokens_masked)
             shape = (*batch.tokens_masked.shape,)
             _expect("token_labels", batch.token_labels, shape, torch.int64)
             assert batch.token_labels is not None
-            known = batch.token_labels.masked_fill(batch.token_labels == IGNORED, 0)
-            _expect_range("token_labels", known, self.config.vocabulary)
+            hidden = batch.token_labels != IGNORED
+            _expect_range("token_labels", batch.token_labels.masked_fill(~hidden, 0), self.config.vocabulary)
+            _expect_most("tokens_hidden", hidden, batch.tokens_hidden)
             if batch.text_mask is not None:
                 _expect("text_mask", batch.text_mask, shape, torch.bool)
         if batch.pixels is not None and batch.tokens_masked is not None:
@@ -467,6 +462,29 @@ class States(NamedTuple):
     normed: Tensor  # behind it: what heads and users read
 
 
+class _Asked(NamedTuple):
+    """What a head is asked about, as much of every row."""
+
+    places_bn: Tensor
+    labels_bn: Tensor  # IGNORED behind the hidden ones of a row that hides fewer than others
+
+
+def _asked(where_bl: Tensor, labels_bl: Tensor, most: int | None) -> _Asked:
+    """The first so many places of each row where it is True. most: None, as many as any row has."""
+    if most is None:
+        most = max(1, int(where_bl.sum(1).max()))
+    # A stable sort, for a fixed number of places and no look at how many there are.
+    places_bn = where_bl.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+    labels_bn = labels_bl.gather(1, places_bn).masked_fill(~where_bl.gather(1, places_bn), IGNORED)
+    return _Asked(places_bn, labels_bn)
+
+
+def _predicted(hidden_bld: Tensor, asked: _Asked, norm: LayerNorm, head: PredictionHead) -> Loss:
+    """Layer norm and head see the places that are asked about alone."""
+    hidden_bnd = hidden_bld.take_along_dim(asked.places_bn[..., None], 1)
+    return cross_entropy(head(norm(hidden_bnd)).flatten(0, 1), asked.labels_bn.flatten())
+
+
 def _clean_and_masked(encoder: Encoder, both: Tensor, attended: Tensor | None) -> tuple[Tensor, Tensor]:
     """(CLS of the first half, all tokens of the second): nothing else of the first is read in the end."""
     twice = None if attended is None else torch.cat((attended, attended))
@@ -484,11 +502,23 @@ def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: tor
         raise WrongInput(f"{name}: expected {shape} of {dtype}, given {(*tensor.shape,)} of {tensor.dtype}")
 
 
+def _may_look(tensor: Tensor) -> bool:
+    """On a GPU to look at values is to wait, and a compiled graph would end there."""
+    return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def _expect_range(name: str, tensor: Tensor, most: int) -> None:
-    if tensor.device.type == "cpu" and tensor.numel():
+    if _may_look(tensor):
         least, largest = int(tensor.min()), int(tensor.max())
         if least < 0 or largest >= most:
             raise WrongInput(f"{name}: expected 0 to {most - 1}, given {least} to {largest}")
+
+
+def _expect_most(name: str, hidden_bl: Tensor, most: int | None) -> None:
+    if most is not None and most < 1:
+        raise WrongInput(f"{name}: expected 1 or more, given {most}")
+    if most is not None and _may_look(hidden_bl) and (given := int(hidden_bl.sum(1).max())) > most:
+        raise WrongInput(f"{name}: expected rows that hide at most {most}, given one that hides {given}")
 
 
 def preset(name: str, **changes: object) -> FlavaConfig:
