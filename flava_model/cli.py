@@ -141,6 +141,52 @@ def tokenizer_command(
     )
 
 
+@app.command("codes", help="What the image codebook says of every image, stored once beside the shards.")
+def codes_command(
+    corpus: Corpus,
+    out: OutFolder,
+    codebook: Annotated[
+        str | None,
+        typer.Option("--codebook", metavar="PATH", help="Weights of DALL-E's encoder. [default: random]"),
+    ] = None,
+    crops: Annotated[int, typer.Option("--crops", min=1, help="Of each image, one seen at a time.")] = 1,
+    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Of the model, px.")] = 224,
+    patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of the model, px.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Of crops.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="That decode. [default: one a core]")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Of the codebook, as torch names it.")] = "cpu",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model import codes, weights
+    from flava_model.codebook import RandomQuantizer
+    from flava_model.progress import Progress
+
+    chosen = RandomQuantizer() if codebook is None else weights.load_codebook(codebook)
+    with Progress("codes", "images") as progress:
+        plan = codes.make_codes(
+            corpus,
+            out,
+            chosen.to(device),
+            crops=crops,
+            image_size=image_size,
+            patch_size=patch_size,
+            seed=seed,
+            threads=threads or len(os.sched_getaffinity(0)),
+            done=progress.parts,
+        )
+    made = codes.Codes(out)
+    told = {"images": made.count, "shards": made.shards, "plan": vars(plan)}
+    if as_json:
+        _print_json({"ok": True, "out": str(out)} | told)
+    else:
+        print(
+            f"{out}: codes of {made.count:,} images or regions, {crops} crops each, in {made.shards:,} files"
+        )
+
+
 Checkpoint = Annotated[str, typer.Argument(metavar="PATH", help="A folder, or a file of weights alone.")]
 
 

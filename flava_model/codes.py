@@ -140,7 +140,8 @@ def make_codes(
                 (out / path).parent.mkdir(exist_ok=True)
                 _publish(out / path, data.getvalue())
             sha256 = hashlib.sha256((out / path).read_bytes()).hexdigest()
-            files[path] = {"sha256": sha256, "of": "captions" if stream.boxed(number) else "images"}
+            of = "captions" if stream.boxed(number) else "images"
+            files[path] = {"sha256": sha256, "of": of, "count": len(visits)}
             made += len(visits)
             done(made, number + 1, stream.shards)
     told = {"format": FORMAT, "plan": asdict(plan), "files": files}
@@ -218,7 +219,8 @@ class Codes:
             raise BadRequest(f"{folder}: {why}") from None
         if told["format"] != FORMAT:
             raise Refused(f"{folder}: codes of format {told['format']}; this is {FORMAT}")
-        self.plan, self._files = Plan.of(told["plan"]), cast("dict[str, dict[str, str]]", told["files"])
+        self.plan, self._files = Plan.of(told["plan"]), cast("dict[str, dict[str, Any]]", told["files"])
+        self.shards, self.count = len(self._files), sum(file["count"] for file in self._files.values())
         self._open: dict[str, NDArray[np.uint16]] = {}
         self._guard = threading.Lock()
 
