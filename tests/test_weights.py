@@ -17,6 +17,7 @@ from flava_model import cli, weights
 from flava_model.codebook import DalleEncoder, RandomQuantizer
 from flava_model.errors import WrongInput
 from flava_model.models.flava import Flava, FlavaConfig
+from flava_model.tokens import train_tokenizer
 from tests.test_flava import PAIRS, SMALL, asked, batch_of, theirs
 
 # The names of TorchMultimodal, made of ours: the other way around than weights.py does it.
@@ -224,3 +225,53 @@ def test_a_configuration_that_is_none_of_flavas_is_told(model: Flava, tmp_path: 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WrongInput, match="is not a file beside it"):
         flava_model.load(tmp_path)
+
+
+def test_a_tokenizer_goes_with_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = ["two brown dogs run", "a man rides a wave"] * 3
+    tokenizer = train_tokenizer(lambda: [captions], size=80)
+    weights.save(Flava(SMALL), tmp_path / "with", tokenizer)
+    beside = weights.tokenizer_beside(tmp_path / "with")
+    assert beside is not None and beside.sha256 == tokenizer.sha256
+    assert cli.run(["export-hf", str(tmp_path / "with"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer_sha256"] == tokenizer.sha256
+    weights.load(tmp_path / "out")
+    weights.save(Flava(SMALL), tmp_path / "without")
+    assert weights.tokenizer_beside(tmp_path / "without") is None
+
+    train_tokenizer(lambda: [captions[:1] * 2], size=70).save(tmp_path / "out")
+    with pytest.raises(WrongInput, match=f"trained with another tokenizer.* {tokenizer.sha256}"):
+        weights.load(tmp_path / "out")
+    with pytest.raises(WrongInput, match=r"a tokenizer of \d+ tokens: expected 97 at most"):
+        broad = train_tokenizer(lambda: [["".join(map(chr, range(0x430, 0x480)))]], size=600)
+        weights.save(Flava(SMALL), tmp_path, broad)
+
+
+def test_a_random_quantizer_is_the_same_again(tmp_path: Path) -> None:
+    quantizer = RandomQuantizer(codes=SMALL.codes, dimensions=5, seed=9)
+    weights.save(Flava(SMALL, quantizer), tmp_path)
+    pixels = torch.rand((4, 3, 32, 32))
+    again = weights.load(tmp_path).image_codebook
+    assert again is not None and torch.equal(again.codes(pixels), quantizer.codes(pixels))
+    FlavaForPreTraining.from_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    told["flava_model"]["random_quantizer"]["depth"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(WrongInput, match=r"random_quantizer: .*depth"):
+        weights.load(tmp_path)
+
+
+def test_a_codebook_comes_alone(tmp_path: Path, model: Flava) -> None:
+    codebook = model.image_codebook
+    assert isinstance(codebook, DalleEncoder)
+    pixels = torch.rand((2, 3, 32, 32))
+    save_file(codebook.state_dict(), tmp_path / "alone.safetensors")
+    names = {re.sub(r"\.(group|path)\.", ".", name): value for name, value in codebook.state_dict().items()}
+    openai = {re.sub("weight$", "w", re.sub("bias$", "b", name)): value for name, value in names.items()}
+    torch.save(openai, tmp_path / "encoder.pt")
+    weights.save(model, tmp_path / "whole")
+    for path in ("alone.safetensors", "encoder.pt", "whole"):
+        assert torch.equal(weights.load_codebook(tmp_path / path).codes(pixels), codebook.codes(pixels))
+    weights.save(Flava(SMALL), tmp_path / "none")
+    with pytest.raises(WrongInput, match="expected the weights of an image codebook, given none"):
+        weights.load_codebook(tmp_path / "none")
