@@ -13,7 +13,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -337,7 +337,7 @@ def load_corpus(path: str | Path) -> Corpus:
     fault found.
     """
     file = _corpus_file(str(path))
-    corpus = parse_corpus(_read_toml(file), where=str(file))
+    corpus = parse_corpus(read_toml(file), where=str(file))
     at = file.parent
     described = {
         name: _placed(corpus.source_spec(name), at) for name in sorted(corpus.source.model_fields_set)
@@ -375,10 +375,7 @@ def _with_model(text: TextSpec, folder: Path) -> TextSpec:
 
 
 def parse_corpus(values: dict[str, Any], *, where: str) -> Corpus:
-    try:
-        corpus = Corpus.model_validate(values)
-    except ValidationError as error:
-        raise BadRequest(f"{where}: " + "; ".join(_fault(Corpus, item) for item in error.errors())) from None
+    corpus = checked(Corpus, values, where=where)
     strangers = sorted(corpus.source.model_fields_set - {*corpus.sources})
     if strangers:
         raise BadRequest(f"{where}: [source.{strangers[0]}] is described, but sources does not list it")
@@ -410,11 +407,23 @@ def manifest_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "manifests"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises BadRequest where it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: not TOML: {error}") from None
+
+
+S = TypeVar("S", bound=Section)
+
+
+def checked(model: type[S], values: dict[str, Any], *, where: str) -> S:
+    """Values as a section. Raises BadRequest that names each fault, and the key nearest to an unknown one."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise BadRequest(f"{where}: " + "; ".join(_fault(model, item) for item in error.errors())) from None
 
 
 def _from(folder: Path, entry: str) -> str:
@@ -523,7 +532,4 @@ def load_source(name: str) -> Source:
     file = manifest_folder() / "sources" / f"{name}.toml"
     if not file.is_file():
         raise BadRequest(f"{name}: we have no {file}")
-    try:
-        return Source.model_validate(_read_toml(file))
-    except ValidationError as error:
-        raise BadRequest(f"{file}: " + "; ".join(_fault(Source, item) for item in error.errors())) from None
+    return checked(Source, read_toml(file), where=str(file))
