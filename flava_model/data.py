@@ -53,6 +53,10 @@ class Loaded:
         """The same in memory that a GPU can copy from by itself."""
         return self._each(torch.Tensor.pin_memory)
 
+    def rows(self, begin: int, end: int) -> Self:
+        """The tensors of some samples alone; all else is as it was."""
+        return self._each(lambda tensor: tensor[begin:end])
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """All of them."""
         for value in vars(self).values():

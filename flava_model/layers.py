@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class LayerNorm(nn.LayerNorm):
@@ -82,11 +83,17 @@ class Block(nn.Module):
         self.layernorm_after = LayerNorm(width, eps)
         self.intermediate = _Dense(width, mlp)
         self.output = _Dense(mlp, width)
+        self.recomputed = False  # in the backward pass, instead of keeping what is in between
 
     def forward(self, x_bld: Tensor, attended: Tensor | None = None, asking: int | None = None) -> Tensor:
         """attended: which tokens may be looked at, True for those; broadcast to B, 1, N, L. asking: make only
         the first so many tokens, where no others are read.
         """
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(self._made, x_bld, attended, asking, use_reentrant=False)  # pyright: ignore
+        return self._made(x_bld, attended, asking)
+
+    def _made(self, x_bld: Tensor, attended: Tensor | None, asking: int | None) -> Tensor:
         kept = x_bld if asking is None else x_bld[:, :asking]
         kept = kept + self.attention(self.layernorm_before(x_bld), attended, asking)
         return kept + self.output(F.gelu(self.intermediate(self.layernorm_after(kept))))

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from flava_model.codebook import SHRINKS, Codebook
 from flava_model.errors import WrongInput
 from flava_model.inputs import Inputs
-from flava_model.layers import Encoder, LayerNorm, Pooler, PredictionHead
-from flava_model.losses import IGNORED, Loss, contrastive, cross_entropy
+from flava_model.layers import Block, Encoder, LayerNorm, Pooler, PredictionHead
+from flava_model.losses import IGNORED, CachedContrast, Loss, contrastive, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ class FlavaBatch:
     # a GPU and the end of a compiled graph.
     patches_hidden: int | None = None
     tokens_hidden: int | None = None
+    # Of a part of a batch: B, bool, the rows that more is learned from than whether they match; None: those
+    # that match, or all where none does. And its part of the contrastive loss, which is one of the whole.
+    learned: Tensor | None = None
+    contrast: CachedContrast | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "FlavaBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -266,6 +270,17 @@ class Flava(nn.Module):
             elif module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def blocks(self) -> list[Block]:
+        """Of all encoders."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def recompute(self, whether: bool = True) -> None:
+        """Keep only what goes from block to block for the backward pass, and compute the rest again: a third
+        more work for a fraction of the memory.
+        """
+        for block in self.blocks():
+            block.recomputed = whether
+
     # Encoding
 
     def image_states(self, pixels: Tensor, patch_mask: Tensor | None = None) -> "States":
@@ -310,11 +325,13 @@ class Flava(nn.Module):
 
     # Losses
 
-    def losses(self, batch: FlavaBatch) -> dict[str, Loss]:
+    def losses(self, batch: FlavaBatch, *, tile: int | None = None) -> dict[str, Loss]:
         """Every loss that a batch is for: of pairs contrastive, ITM, both MMM; of images MIM; of texts MLM.
 
         A clean and a masked pass of one encoder are one batch, and of the clean one no more is computed than
         its CLS. Raises WrongInput.
+
+        tile: rows of the contrastive loss at a time, for memory; see there.
 
         Of batches that say how much they hide, `torch.compile(model.losses, fullgraph=True)` makes one graph
         for each kind and size.
@@ -324,7 +341,7 @@ class Flava(nn.Module):
             return self._image_losses(batch)
         if batch.pixels is None:
             return self._text_losses(batch)
-        return self._pair_losses(batch)
+        return self._pair_losses(batch, tile)
 
     def _image_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
         assert batch.pixels is not None and batch.patch_mask is not None and batch.codes is not None
@@ -340,7 +357,7 @@ class Flava(nn.Module):
         asked = _asked(labels != IGNORED, labels, batch.tokens_hidden)
         return {"mlm": _predicted(hidden, asked, model.layernorm, self.mlm_head)}
 
-    def _pair_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
+    def _pair_losses(self, batch: FlavaBatch, tile: int | None) -> dict[str, Loss]:
         pixels, tokens, tokens_masked = batch.pixels, batch.tokens, batch.tokens_masked
         patch_mask, codes, labels = batch.patch_mask, batch.codes, batch.token_labels
         assert pixels is not None and tokens is not None and tokens_masked is not None
@@ -366,6 +383,8 @@ class Flava(nn.Module):
         matches = torch.ones(count, dtype=torch.bool, device=pixels.device)
         if batch.matches is not None:
             matches = batch.matches | ~batch.matches.any()
+        if batch.learned is not None:
+            matches = batch.learned
         norm, first = core.multimodal_model.layernorm, 2 + patches.shape[1]
         rows = matches[:, None]
         asked_image = _asked(patch_mask & rows, codes, batch.patches_hidden)
@@ -375,11 +394,15 @@ class Flava(nn.Module):
             "mmm_image": _predicted(hidden[:, 2:first], asked_image, norm, self.mmm_image_head),
             "mmm_text": _predicted(hidden[:, first:], asked_text, norm, self.mmm_text_head),
             "itm": cross_entropy(self.itm_head(norm(hidden[:, :1])), answer),
-            "global_contrastive": contrastive(image, text, self._scale(), matches),
+            "global_contrastive": (
+                contrastive(image, text, self.scale(), matches, tile=tile)
+                if batch.contrast is None
+                else batch.contrast.loss(image, text, self.scale())
+            ),
         }
 
-    def _scale(self) -> Tensor:
-        """exp of the learned one, between 1 and 100."""
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by: exp of a learned number, between 1 and 100."""
         scale = self.flava.logit_scale
         if self.training:
             with torch.no_grad():
@@ -451,8 +474,9 @@ class Flava(nn.Module):
             self._check_tokens("tokens", batch.tokens)
             if len(batch.pixels) != len(batch.tokens):
                 raise WrongInput(f"{len(batch.pixels)} images are paired with {len(batch.tokens)} texts")
-            if batch.matches is not None:
-                _expect("matches", batch.matches, (len(batch.pixels),), torch.bool)
+            for name in ("matches", "learned"):
+                if (rows := getattr(batch, name)) is not None:
+                    _expect(name, rows, (len(batch.pixels),), torch.bool)
 
 
 class States(NamedTuple):
@@ -526,6 +550,28 @@ def preset(name: str, **changes: object) -> FlavaConfig:
     if name not in PRESETS:
         raise WrongInput(f"preset: expected one of {', '.join(PRESETS)}, given {name!r}")
     return replace(PRESETS[name], **changes)  # pyright: ignore[reportArgumentType]
+
+
+def loss_counts(inputs: Inputs | FlavaBatch, learned: Tensor | None = None) -> dict[str, Tensor]:
+    """What the losses of a batch will have as their counts, without computing them: float32 each.
+
+    learned: as in FlavaBatch; None: all rows.
+    """
+    patches, labels = inputs.patch_mask, inputs.token_labels
+    if patches is not None and labels is not None:
+        rows = torch.ones_like(patches[:, 0]) if learned is None else learned
+        found = {
+            "mmm_image": (patches & rows[:, None]).sum(),
+            "mmm_text": ((labels != IGNORED) & rows[:, None]).sum(),
+            "itm": torch.ones_like(rows).sum(),
+            "global_contrastive": rows.sum(),
+        }
+    elif patches is not None:
+        found = {"mim": patches.sum()}
+    else:
+        assert labels is not None
+        found = {"mlm": (labels != IGNORED).sum()}
+    return {name: count.float() for name, count in found.items()}
 
 
 def flava_batch(inputs: Inputs, config: FlavaConfig, codebook: Codebook | None = None) -> FlavaBatch:
