@@ -38,7 +38,7 @@ check: setup  ## lint, format, types
 	@touch $@
 
 bench: setup .venv-peers/.installed .venv-loaders/.installed  ## every benchmark, as JSON lines
-	@for name in readers language plan plan_mixed archives shard images hostile download stream loader; do $(RUN) -m tests.bench.$$name --json || exit 1; done
+	@for name in readers language plan plan_mixed archives shard images hostile download stream loader model; do $(RUN) -m tests.bench.$$name --json || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-peers .venv-loaders .demo build dist *.egg-info

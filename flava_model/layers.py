@@ -2,7 +2,7 @@
 
 Shapes in names and comments:
 
-    B samples   L tokens   D width   H heads   N tokens that are looked at   V classes
+    B samples   L tokens   D width   H heads   N those of the tokens that are made   V classes
 
 Modules and parameters are called as in the checkpoints that `transformers` writes for FLAVA, so that a state
 dict is such a checkpoint and nothing has to be renamed.
@@ -38,18 +38,22 @@ class _Heads(nn.Module):
         self.key = nn.Linear(width, width, bias=bias)
         self.value = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x_bld: Tensor, attended: Tensor | None, asking: int | None) -> Tensor:
+    def forward(self, x_bld: Tensor, attended: Tensor | None, asking_bn: Tensor | None) -> Tensor:
         def by_head(linear: nn.Linear, x: Tensor) -> Tensor:
             return linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        asking_bnd = x_bld if asking is None else x_bld[:, :asking]
         out_bhnd = F.scaled_dot_product_attention(
-            by_head(self.query, asking_bnd),
+            by_head(self.query, _taken(x_bld, asking_bn)),
             by_head(self.key, x_bld),
             by_head(self.value, x_bld),
             attn_mask=attended,
         )
         return out_bhnd.transpose(1, 2).flatten(2)
+
+
+def _taken(x_bld: Tensor, places_bn: Tensor | None) -> Tensor:
+    """The tokens at these places; None: all."""
+    return x_bld if places_bn is None else x_bld.take_along_dim(places_bn[..., None], 1)
 
 
 class _Dense(nn.Module):
@@ -69,8 +73,8 @@ class _Attention(nn.Module):
         self.attention = _Heads(width, heads, bias=bias)
         self.output = _Dense(width, width)
 
-    def forward(self, x_bld: Tensor, attended: Tensor | None, asking: int | None) -> Tensor:
-        return self.output(self.attention(x_bld, attended, asking))
+    def forward(self, x_bld: Tensor, attended: Tensor | None, asking_bn: Tensor | None) -> Tensor:
+        return self.output(self.attention(x_bld, attended, asking_bn))
 
 
 class Block(nn.Module):
@@ -85,31 +89,35 @@ class Block(nn.Module):
         self.output = _Dense(mlp, width)
         self.recomputed = False  # in the backward pass, instead of keeping what is in between
 
-    def forward(self, x_bld: Tensor, attended: Tensor | None = None, asking: int | None = None) -> Tensor:
-        """attended: which tokens may be looked at, True for those; broadcast to B, 1, N, L. asking: make only
-        the first so many tokens, where no others are read.
+    def forward(
+        self, x_bld: Tensor, attended: Tensor | None = None, asking_bn: Tensor | None = None
+    ) -> Tensor:
+        """attended: which tokens may be looked at, True for those; broadcast to B, 1, N, L. asking_bn: places
+        of the tokens to make, where no others are read.
         """
         if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(self._made, x_bld, attended, asking, use_reentrant=False)  # pyright: ignore
-        return self._made(x_bld, attended, asking)
+            return checkpoint(self._made, x_bld, attended, asking_bn, use_reentrant=False)  # pyright: ignore
+        return self._made(x_bld, attended, asking_bn)
 
-    def _made(self, x_bld: Tensor, attended: Tensor | None, asking: int | None) -> Tensor:
-        kept = x_bld if asking is None else x_bld[:, :asking]
-        kept = kept + self.attention(self.layernorm_before(x_bld), attended, asking)
+    def _made(self, x_bld: Tensor, attended: Tensor | None, asking_bn: Tensor | None) -> Tensor:
+        kept = _taken(x_bld, asking_bn) + self.attention(self.layernorm_before(x_bld), attended, asking_bn)
         return kept + self.output(F.gelu(self.intermediate(self.layernorm_after(kept))))
 
 
 class Encoder(nn.Module):
-    """Blocks one after another."""
+    """Blocks one after another, the last of which may make a part of the tokens."""
 
     def __init__(self, depth: int, width: int, heads: int, mlp: int, **how: Any) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Block(width, heads, mlp, **how) for _ in range(depth))
 
-    def forward(self, x_bld: Tensor, attended: Tensor | None = None) -> Tensor:
-        for block in self.layer:
+    def forward(
+        self, x_bld: Tensor, attended: Tensor | None = None, asking_bn: Tensor | None = None
+    ) -> Tensor:
+        *blocks, last = self.layer
+        for block in blocks:
             x_bld = block(x_bld, attended)
-        return x_bld
+        return last(x_bld, attended, asking_bn)
 
 
 class Pooler(nn.Module):

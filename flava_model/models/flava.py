@@ -328,8 +328,8 @@ class Flava(nn.Module):
     def losses(self, batch: FlavaBatch, *, tile: int | None = None) -> dict[str, Loss]:
         """Every loss that a batch is for: of pairs contrastive, ITM, both MMM; of images MIM; of texts MLM.
 
-        A clean and a masked pass of one encoder are one batch, and of the clean one no more is computed than
-        its CLS. Raises WrongInput.
+        A clean and a masked pass of one encoder are one batch. The last block of each encoder makes no tokens
+        but those that are read: of clean ones the CLS, of masked ones what is predicted. Raises WrongInput.
 
         tile: rows of the contrastive loss at a time, for memory; see there.
 
@@ -345,16 +345,19 @@ class Flava(nn.Module):
 
     def _image_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
         assert batch.pixels is not None and batch.patch_mask is not None and batch.codes is not None
-        hidden = self.image_states(batch.pixels, batch.patch_mask).hidden[:, 1:]
-        asked, model = _asked(batch.patch_mask, batch.codes, batch.patches_hidden), self.flava.image_model
+        model = self.flava.image_model
+        patches = model.embeddings.hidden(model.embeddings.patch_embeddings(batch.pixels), batch.patch_mask)
+        asked = _asked(batch.patch_mask, batch.codes, batch.patches_hidden)
+        placed = model.embeddings.placed(patches, *batch.pixels.shape[-2:])
+        hidden = model.encoder(placed, None, 1 + asked.places_bn)
         return {"mim": _predicted(hidden, asked, model.layernorm, self.mim_head)}
 
     def _text_losses(self, batch: FlavaBatch) -> dict[str, Loss]:
         assert batch.tokens_masked is not None and batch.token_labels is not None
         attended = self._attended(batch.tokens_masked, batch.text_mask)
         model, labels = self.flava.text_model, batch.token_labels
-        hidden = model.encoder(model.embeddings(batch.tokens_masked), attended)
         asked = _asked(labels != IGNORED, labels, batch.tokens_hidden)
+        hidden = model.encoder(model.embeddings(batch.tokens_masked), attended, asked.places_bn)
         return {"mlm": _predicted(hidden, asked, model.layernorm, self.mlm_head)}
 
     def _pair_losses(self, batch: FlavaBatch, tile: int | None) -> dict[str, Loss]:
@@ -376,7 +379,6 @@ class Flava(nn.Module):
 
         image = F.normalize(core.image_projection(core.image_model.layernorm(image_cls)), dim=-1)
         text = F.normalize(core.text_projection(core.text_model.layernorm(text_cls)), dim=-1)
-        hidden = self._fused(image_hidden, text_hidden, batch.text_mask)
 
         # Of pairs that are none, nothing is to be learned but that. Where there is no other, all count: a
         # batch of mismatches alone must not be a batch of nothing.
@@ -385,15 +387,20 @@ class Flava(nn.Module):
             matches = batch.matches | ~batch.matches.any()
         if batch.learned is not None:
             matches = batch.learned
-        norm, first = core.multimodal_model.layernorm, 2 + patches.shape[1]
         rows = matches[:, None]
         asked_image = _asked(patch_mask & rows, codes, batch.patches_hidden)
         asked_text = _asked((labels != IGNORED) & rows, labels, batch.tokens_hidden)
         answer = (torch.ones_like(matches) if batch.matches is None else batch.matches).long()
+
+        # CLS, the image's CLS, its patches, the text.
+        places = (_first(patches), 2 + asked_image.places_bn, 2 + patches.shape[1] + asked_text.places_bn)
+        fused = self._fused(image_hidden, text_hidden, batch.text_mask, torch.cat(places, 1))
+        cls, image_tokens, text_tokens = fused.split([part.shape[1] for part in places], 1)
+        norm = core.multimodal_model.layernorm
         return {
-            "mmm_image": _predicted(hidden[:, 2:first], asked_image, norm, self.mmm_image_head),
-            "mmm_text": _predicted(hidden[:, first:], asked_text, norm, self.mmm_text_head),
-            "itm": cross_entropy(self.itm_head(norm(hidden[:, :1])), answer),
+            "mmm_image": _predicted(image_tokens, asked_image, norm, self.mmm_image_head),
+            "mmm_text": _predicted(text_tokens, asked_text, norm, self.mmm_text_head),
+            "itm": cross_entropy(self.itm_head(norm(cls)), answer),
             "global_contrastive": (
                 contrastive(image, text, self.scale(), matches, tile=tile)
                 if batch.contrast is None
@@ -409,7 +416,13 @@ class Flava(nn.Module):
                 scale.clamp_(0, self.config.logit_scale_max)
         return scale.exp()
 
-    def _fused(self, image_bpd: Tensor, text_btd: Tensor, text_mask: Tensor | None) -> Tensor:
+    def _fused(
+        self,
+        image_bpd: Tensor,
+        text_btd: Tensor,
+        text_mask: Tensor | None,
+        asking_bn: Tensor | None = None,
+    ) -> Tensor:
         core = self.flava
         cls_b1d = core.multimodal_model.cls_token.expand(len(image_bpd), -1, -1)
         x = torch.cat(
@@ -418,7 +431,7 @@ class Flava(nn.Module):
         attended = None
         if text_mask is not None and not self.config.attend_text_padding:
             attended = F.pad(text_mask, (1 + image_bpd.shape[1], 0), value=True)[:, None, None]
-        return core.multimodal_model.encoder(x, attended)
+        return core.multimodal_model.encoder(x, attended, asking_bn)
 
     # Checks
 
@@ -503,20 +516,23 @@ def _asked(where_bl: Tensor, labels_bl: Tensor, most: int | None) -> _Asked:
     return _Asked(places_bn, labels_bn)
 
 
-def _predicted(hidden_bld: Tensor, asked: _Asked, norm: LayerNorm, head: PredictionHead) -> Loss:
-    """Layer norm and head see the places that are asked about alone."""
-    hidden_bnd = hidden_bld.take_along_dim(asked.places_bn[..., None], 1)
+def _predicted(hidden_bnd: Tensor, asked: _Asked, norm: LayerNorm, head: PredictionHead) -> Loss:
     return cross_entropy(head(norm(hidden_bnd)).flatten(0, 1), asked.labels_bn.flatten())
 
 
 def _clean_and_masked(encoder: Encoder, both: Tensor, attended: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(CLS of the first half, all tokens of the second): nothing else of the first is read in the end."""
+    """(CLS of the first half, all tokens of the second): nothing else is read of the first."""
     twice = None if attended is None else torch.cat((attended, attended))
     *layers, last = encoder.layer
     for layer in layers:
         both = layer(both, twice)
     clean, masked = both.chunk(2)
-    return last(clean, attended, asking=1)[:, 0], last(masked, attended)
+    return last(clean, attended, _first(clean))[:, 0], last(masked, attended)
+
+
+def _first(x_bld: Tensor) -> Tensor:
+    """The places of the first tokens: B1."""
+    return x_bld.new_zeros((len(x_bld), 1), dtype=torch.int64)
 
 
 def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:

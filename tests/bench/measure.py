@@ -21,14 +21,14 @@ import psutil
 SAMPLE_S = 0.1  # between two looks at a tree's processor time; at its memory every fifth time
 
 
-def options(description: str | None, **numbers: int) -> argparse.Namespace:
-    """The command line of a benchmark: --json, and a whole-number option for each keyword."""
+def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
+    """The command line of a benchmark: --json, and for each keyword an option of its default's type."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"[default: {default}]")
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"[default: {default}]")
     return parser.parse_args()
 
 
