@@ -187,6 +187,27 @@ def codes_command(
         )
 
 
+@app.command("pack-texts", help="Text, JSON lines and Parquet, made ready to train on texts alone.")
+def pack_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Or folders of them; also .gz.")],
+    out: OutFolder,
+    column: Annotated[str, typer.Option("--column", help="Of Parquet; the field of JSON lines.")] = "text",
+    longest: Annotated[int, typer.Option("--longest", min=16, help="Bytes of a piece, at most.")] = 2_000,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model import texts
+    from flava_model.progress import Progress
+
+    with Progress("pack-texts", "rows") as progress:
+        told = texts.pack(files, out, column=column, longest=longest, done=progress.show)
+    if as_json:
+        _print_json({"ok": True, "out": str(out)} | told)
+        return
+    print(f"{out}: {told['count']:,} pieces of text, {told['bytes']:,} bytes")
+    print(", ".join(f"{name} {count:,}" for name, count in told["rows"].items()))
+
+
 @app.command("train", help="Train as a TOML file says, or one of ours by its name.")
 def train_command(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A file, or the name of one of ours.")],

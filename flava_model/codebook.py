@@ -72,6 +72,7 @@ class DalleEncoder(Codebook):
 
     def __init__(self, codes: int = 8192, width: int = 256) -> None:
         super().__init__()
+        self.count = codes
         sizes = (width, width, 2 * width, 4 * width, 8 * width)
         groups = itertools.pairwise(sizes)
         named = {f"group_{number}": _Group(*size, pooled=number < 4) for number, size in enumerate(groups, 1)}

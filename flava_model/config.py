@@ -223,7 +223,19 @@ class Run(Section):
         """The resolved form."""
         return json.loads(self.model_dump_json())
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the outcome, without where things lie: what they are is known by hashes."""
+        told = self.as_json()
+        for name in (*_PATHS, *_FREE):
+            told.pop(name, None)
+        for kind in self.kinds:
+            for name in _SECTION_PATHS:
+                told[kind].pop(name, None)
+        return told
 
+
+# How a run is computed and watched, and not what: may be another when it goes on.
+_FREE = ("save", "watch", "threads", "ahead", "micro_batch", "tile", "sharded", "recompute", "compile")
 _PATHS = ("out", "tokenizer", "codebook", "codes", "init")
 _SECTION_PATHS = ("corpus", "folder", "overlay", "cache")
 

@@ -125,6 +125,7 @@ def shard(model: nn.Module, world: World, *, units: Iterable[nn.Module], methods
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for method in methods:
         register_fsdp_forward_method(model, method)
 

@@ -52,8 +52,6 @@ from pmd.stream import BadRequest, PmdError, Refused
 
 STOPPED = 75  # exit code: stopped by a signal, and can go on
 _CAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Settings that may be others when a run goes on: they decide how it is computed and watched, and not what.
-FREE = ("out", "save", "watch", "threads", "ahead", "micro_batch", "tile", "sharded", "recompute", "compile")
 
 
 class Diverged(PmdError):
@@ -110,7 +108,7 @@ class Trainer:
     def __init__(self, run: Run, world: World) -> None:
         self.run, self.world = run, world
         self.tokenizer = load_tokenizer(run.tokenizer, longest=run.longest) if run.tokenizer else None
-        codes = Codes(run.codes) if run.codes else None
+        self._codes = codes = Codes(run.codes) if run.codes else None
         torch.manual_seed(run.seed)  # before anything is random: the ranks begin with the same weights
         self.model = _model(run, self.tokenizer, codes).to(world.device).train()
         self.model.recompute(run.recompute)
@@ -132,10 +130,11 @@ class Trainer:
         """All that decides the run. It goes with every checkpoint."""
         codebook = self.model.image_codebook
         return {
-            "run": {name: value for name, value in self.run.as_json().items() if name not in FREE},
+            "run": self.run.deciding(),
             "model": vars(self.model.config),
             "tokenizer_sha256": self.tokenizer and self.tokenizer.sha256,
             "codebook_sha256": codebook and codebook_sha256(codebook),
+            "codes": self._codes and self._codes.described(),
             "samples": self.streams.described(),
         }
 
@@ -383,21 +382,30 @@ def learning_rate(run: Run, step: int) -> float:
 
 
 def _model(run: Run, tokenizer: Tokenizer | None, codes: Codes | None) -> Flava:
-    codebook: Codebook | None = None
-    if run.pairs or run.images:
-        codebook = RandomQuantizer() if run.codebook == "random" else weights.load_codebook(run.codebook)
-        if codes is not None and codes.plan.codebook != codebook_sha256(codebook):
-            raise BadRequest(f"codes: {run.codes} are of another codebook than {run.codebook}")
     if run.init is None:
-        return Flava(run.model.config(len(tokenizer) if tokenizer else 30_522), codebook)
-    model = weights.load(run.init)
-    beside = weights.tokenizer_beside(run.init)
-    if tokenizer and beside and beside.sha256 != tokenizer.sha256:
-        raise BadRequest(f"init: {run.init} was trained with another tokenizer than {run.tokenizer}")
+        model = Flava(run.model.config(len(tokenizer) if tokenizer else 30_522))
+    else:
+        model, beside = weights.load(run.init), weights.tokenizer_beside(run.init)
+        if tokenizer and beside and beside.sha256 != tokenizer.sha256:
+            raise BadRequest(f"init: {run.init} was trained with another tokenizer than {run.tokenizer}")
     if tokenizer and len(tokenizer) > model.config.vocabulary:
-        raise BadRequest(f"init: {run.init} knows {model.config.vocabulary} tokens, not {len(tokenizer)}")
-    model.image_codebook = codebook
+        raise BadRequest(
+            f"tokenizer: {run.tokenizer} has {len(tokenizer)} tokens, the model {model.config.vocabulary}"
+        )
+    if run.pairs or run.images:
+        model.image_codebook = _codebook(run, model.config.codes)
+        if codes is not None and codes.plan.codebook != codebook_sha256(model.image_codebook):
+            raise BadRequest(f"codes: those in {run.codes} are not of the codebook {run.codebook}")
     return model
+
+
+def _codebook(run: Run, codes: int) -> Codebook:
+    if run.codebook == "random":
+        return RandomQuantizer(codes)
+    codebook = weights.load_codebook(run.codebook)
+    if codebook.count != codes:
+        raise BadRequest(f"codebook: {run.codebook} has {codebook.count} codes, the model predicts {codes}")
+    return codebook
 
 
 def _optimizer(run: Run, model: Flava) -> torch.optim.AdamW:

@@ -441,6 +441,8 @@ def _fault(model: type[Section], item: Any) -> str:
         return f"unknown key {where!r}; {hint}"
     if item["type"] == "missing":
         return f"{where!r} is missing"
+    if item["type"] == "value_error":  # a sentence of our own
+        return f"{where!r}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
     return f"{where!r}: {item['msg'].lower()}, not {item['input']!r}"
 
 

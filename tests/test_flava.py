@@ -402,7 +402,9 @@ def test_micro_batches_add_up_to_the_batch(pair: tuple[Flava, FlavaForPreTrainin
         added = Loss(
             sum((one[name].sum for one in parts), torch.zeros(())),
             parts[0][name].count + parts[1][name].count,
+            parts[0][name].right + parts[1][name].right,
         )
+        assert added.right == whole[name].right
         assert added.count == whole[name].count
         assert added.mean().item() == pytest.approx(whole[name].mean().item(), rel=1e-5)
 
