@@ -39,7 +39,7 @@ class Views:
     """How images are seen: one crop, square, in one or several sizes."""
 
     sizes: tuple[int, ...] = (224, 112)  # px of a side, the largest first
-    crop: Literal["random", "center"] = "random"
+    crop: Literal["random", "center", "whole"] = "random"  # whole: all of it, made square
     # Of a random crop: its share of the image's area, its width over its height.
     area: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -75,6 +75,8 @@ def crop_of(width: int, height: int, views: Views, key: int, box: Box | None = N
     key: keyed(seed, epoch, position). box: the region it is a part of; else the whole image.
     """
     left, top, width, height = _region(width, height, box)
+    if views.crop == "whole":
+        return Crop(left, top, width, height, False)
     if views.crop == "center":
         side = min(width, height)
         return Crop(left + (width - side) // 2, top + (height - side) // 2, side, side, False)

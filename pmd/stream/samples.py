@@ -282,6 +282,10 @@ class Stream:
         place = shard.place(visit.sample, visit.chance)
         return Stored(shard.path, place.row, place.caption)
 
+    def captioned(self, visit: Visit) -> Caption:
+        """The caption of a visit, without reading its image."""
+        return self._shard(visit.shard).captioned(visit.sample, visit.chance)
+
     def boxed(self, number: int) -> bool:
         """Whether captions of a shard are of regions of their images."""
         return self._shard(number).has_boxes
