@@ -237,6 +237,160 @@ def train_command(
         raise typer.Exit(code)
 
 
+@app.command("curves", help="The losses of a run over its updates, as a PNG.")
+def curves_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder that it writes.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model import curves
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(curves.curves(run))
+    last = curves.read_metrics(run)[-1]
+    if as_json:
+        _print_json({"ok": True, "out": str(out), "last": last})
+    else:
+        print(f"{out}: {last['update']:,} updates")
+
+
+evals = typer.Typer(no_args_is_help=True, help="How good a model is.")
+app.add_typer(evals, name="eval")
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder that `flava` or transformers wrote.")]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help="A folder or hub:NAME. [default: the model's]")
+]
+Whole = Annotated[
+    bool,
+    typer.Option("--center", help="The square in the middle, and not the whole made square."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="That decode. [default: one a core]")]
+Device = Annotated[str, typer.Option("--device", help="Of the model, as torch names it.")]
+
+
+@evals.command("retrieval", help="Which text belongs to an image, and the other way around: R@1, 5, 10.")
+def retrieval_command(
+    model: Model,
+    corpus: Annotated[
+        str | None, typer.Argument(metavar="[CORPUS]", help="A locked corpus; or --split and --photos.")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option("--split-file", help="One of Karpathy's: dataset_coco.json.")
+    ] = None,
+    photos: Annotated[Path | None, typer.Option("--photos", help="The folder of its photos.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Which of the file's.")] = "test",
+    sources: Sources = None,
+    most: Annotated[int | None, typer.Option("--limit", min=1, help="Images of the corpus.")] = None,
+    tokenizer: Tokenizer = None,
+    center: Whole = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model.evals import retrieval
+    from flava_model.progress import Progress
+
+    if (corpus is None) == (split_file is None) or (split_file is None) != (photos is None):
+        raise BadRequest("give a CORPUS, or --split-file and --photos")
+    if corpus is not None:
+        pairs = retrieval.of_corpus(corpus, sources=sources or (), most=most)
+    else:
+        assert split_file is not None and photos is not None
+        pairs = retrieval.of_split(split_file, photos, split=split)
+    loaded, words = _evaluated(model, tokenizer, device)
+    with Progress("retrieval", "images") as progress:
+        found = retrieval.retrieval(
+            loaded,
+            words,
+            pairs,
+            shape="center" if center else "whole",
+            threads=threads or len(os.sched_getaffinity(0)),
+            done=progress.show,
+        )
+    _print_scores(found, as_json)
+
+
+@evals.command("zero-shot", help="Classify a folder of images, one a class, by descriptions of the classes.")
+def zero_shot_command(
+    model: Model,
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="With a folder for each class.")],
+    names: Annotated[
+        Path | None, typer.Option("--names", help="Of the classes, a line each. [default: the folders']")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", help="A line each, {} for the name. [default: one]")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    center: Whole = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model.evals import zero_shot
+    from flava_model.progress import Progress
+
+    loaded, words = _evaluated(model, tokenizer, device)
+    with Progress("zero-shot", "images") as progress:
+        found = zero_shot.zero_shot(
+            loaded,
+            words,
+            images,
+            names=names and names.read_text().splitlines(),
+            templates=templates.read_text().splitlines() if templates else zero_shot.TEMPLATES,
+            shape="center" if center else "whole",
+            threads=threads or len(os.sched_getaffinity(0)),
+            done=progress.show,
+        )
+    _print_scores(found, as_json)
+
+
+@evals.command("linear-probe", help="A linear classifier on the frozen image encoder.")
+def linear_probe_command(
+    model: Model,
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Images, with a folder for each class.")],
+    test: Annotated[str, typer.Argument(metavar="TEST", help="Others, of the same classes.")],
+    center: Whole = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    from flava_model import weights
+    from flava_model.evals import linear_probe
+    from flava_model.progress import Progress
+
+    with Progress("linear-probe", "images") as progress:
+        found = linear_probe.linear_probe(
+            weights.load(model).to(device),
+            train,
+            test,
+            shape="center" if center else "whole",
+            threads=threads or len(os.sched_getaffinity(0)),
+            done=progress.show,
+        )
+    _print_scores(found, as_json)
+
+
+def _evaluated(model: str, tokenizer: str | None, device: str) -> Any:
+    from flava_model import tokens, weights
+
+    words = tokens.load_tokenizer(tokenizer) if tokenizer else weights.tokenizer_beside(model)
+    if words is None:
+        raise BadRequest(f"{model}: there is no tokenizer beside the model; give --tokenizer")
+    return weights.load(model).to(device), words
+
+
+def _print_scores(found: dict[str, float], as_json: bool) -> None:
+    if as_json:
+        _print_json({"ok": True} | found)
+        return
+    for name, value in found.items():
+        print(f"{name:<28} {value:,.0f}" if value.is_integer() and value > 1 else f"{name:<28} {value:.2%}")
+
+
 Checkpoint = Annotated[str, typer.Argument(metavar="PATH", help="A folder, or a file of weights alone.")]
 
 

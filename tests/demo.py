@@ -2,32 +2,41 @@
 
     draw 2,400 scenes -> publish them on a local web as all nine sources do, with losses
       -> pmd build (2 Ray workers) -> pmd report, pmd verify -> read back with `webdataset`
-      -> contact sheet, summary.json
+      -> contact sheet -> flava train, without the scenes that are held out -> curves
+      -> how well it finds held-out scenes, and transformers with its weights -> summary.json
 
-Everything is left in .demo/: the corpus file to play with, the output, the sheet.
+Everything is left in .demo/: the corpus file to play with, the output, the pictures, the run.
 """
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import webdataset as _webdataset
+from transformers import FlavaForPreTraining
 
+from flava_model import load
+from flava_model.evals.retrieval import Pairs, retrieval
+from flava_model.tokens import load_tokenizer
+from pmd.stream import Stream, write_overlay
 from tests.publish import Published, publish
 from tests.web import ServedFile, Web
-from tests.world import World
+from tests.world import World, split
 
 DEMO = Path(".demo")
 OUT = DEMO / "corpus"
 webdataset: Any = _webdataset  # makes its names at run time, where no checker sees them
-IMAGES = 2_400
+OVERLAY = DEMO / "held-out.parquet"
+IMAGES, HELD_OUT = 2_400, 200
 PMD = Path(sys.executable).parent / "pmd"
 
 FOLDER = (
@@ -88,10 +97,21 @@ def main() -> None:
         read_back(published, lock)
     with part("show", "draw a contact sheet", seconds):
         pmd("show", OUT, "--count", "24", "--columns", "8", "--sheet", DEMO / "sheet.png")
+    with part("train", "train a FLAVA of 3 million parameters without the scenes held out", seconds):
+        leave_out(published, World(seed=0, images=IMAGES))
+        flava("tokenizer", OUT, "--out", DEMO / "tokenizer", "--size", "2000")
+        data = [f"{kind}.{what}" for kind in ("pairs", "images") for what in ("corpus", "overlay")]
+        where = dict(zip(data, [OUT, OVERLAY] * 2, strict=True))
+        where |= {"tokenizer": DEMO / "tokenizer", "out": DEMO / "run"}
+        flava("train", "flava_tiny", *(f"{name}={path}" for name, path in where.items()))
+        flava("curves", DEMO / "run", "--out", DEMO / "curves.png")
+    with part("evaluate", "find held-out scenes by their captions, and captions by scenes", seconds):
+        scores = evaluated(World(seed=0, images=1 << 30))
     sources = {name: source["got"] for name, source in lock["sources"].items()}
-    summary = {"root": lock["root"], "seconds": seconds, "sources": sources}
+    summary = {"root": lock["root"], "seconds": seconds, "sources": sources, "scores": scores}
     (DEMO / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\nDone in {sum(seconds.values()):.0f} s. The corpus is {OUT}, its root {lock['root']};")
+    print(f"the model is {DEMO / 'run' / 'model'}, its losses {DEMO / 'curves.png'};")
     print(f"look at {DEMO / 'sheet.png'}, or run `{PMD.relative_to(Path.cwd())} status {OUT}`.")
 
 
@@ -122,13 +142,59 @@ def write_corpus_file(published: Published, web: Web) -> None:
 
 def pmd(*arguments: str | Path) -> None:
     """Run a command as a user would, and stop the demo if it fails."""
+    _run("pmd", arguments)
+
+
+def flava(*arguments: str | Path) -> None:
+    """The same of the model."""
+    _run("flava", arguments)
+
+
+def _run(program: str, arguments: Sequence[str | Path]) -> None:
     line = [str(argument) for argument in arguments]
-    print("$ pmd " + " ".join(line), flush=True)
+    print(f"$ {program} " + " ".join(line), flush=True)
     # A library of the demo's own, as it is thrown away each time.
     library = {"PMD_LIBRARY": str((DEMO / "library").resolve())}
-    code = subprocess.run([PMD, *line], env=os.environ | library).returncode
+    code = subprocess.run([PMD.with_name(program), *line], env=os.environ | library).returncode
     if code:
-        sys.exit(f"pmd {line[0]} ended with exit code {code}")
+        sys.exit(f"{program} {line[0]} ended with exit code {code}")
+
+
+def leave_out(published: Published, world: World) -> None:
+    """An overlay without the images whose scene is held out: a colour on a shape that it is kept from. Those
+    of the archives, which have no URL to know them by, stay out too.
+    """
+    held = {url: split(world.scene(number)) == "heldout" for url, number in published.pictures.items()}
+
+    def judge(index: pa.Table) -> list[bool]:
+        return [not held.get(url, True) for url in index["url"].to_pylist()]
+
+    write_overlay(OVERLAY, OUT, judge, columns=["url"])
+    print(f"{len(Stream(OUT, overlay=OVERLAY)):,} of {len(Stream(OUT)):,} images are trained on")
+
+
+def evaluated(world: World) -> dict[str, float]:
+    """Retrieval among scenes that are not in the corpus, each with a combination that was never seen; and the
+    weights once more in transformers.
+    """
+    unseen = (number for number in itertools.count(IMAGES) if split(world.scene(number)) == "heldout")
+    pictures = [world.picture(number) for number in itertools.islice(unseen, HELD_OUT)]
+    pairs = Pairs(
+        lambda: (picture.jpeg for picture in pictures),
+        [caption for picture in pictures for caption in picture.captions],
+        [number for number, picture in enumerate(pictures) for _ in picture.captions],
+        len(pictures),
+    )
+    model, tokenizer = load(DEMO / "run" / "model"), load_tokenizer(DEMO / "run" / "model", longest=32)
+    scores = retrieval(model, tokenizer, pairs)
+    for way in ("text_to_image", "image_to_text"):
+        found, chance = scores[f"{way}@1"], scores[f"{way}_by_chance@1"]
+        print(f"{way}: R@1 {found:.1%} of {HELD_OUT} held-out scenes, {found / chance:.0f} times chance")
+    theirs = FlavaForPreTraining.from_pretrained(DEMO / "run" / "model")
+    own = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == own
+    print(f"transformers loads the model: {own:,} parameters")
+    return scores
 
 
 def read_back(published: Published, lock: dict[str, Any]) -> None:

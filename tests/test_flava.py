@@ -1,7 +1,9 @@
-"""FLAVA is the FLAVA of `transformers`, weight for weight: states, losses and their gradients."""
+"""FLAVA is the FLAVA of `transformers`, weight for weight: states, losses and their gradients.
+
+And, where its configuration says so, that of TorchMultimodal: `transformers` made to compute what that does.
+"""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import FlavaConfig as TheirConfig
 from transformers import FlavaForPreTraining
 
@@ -28,6 +31,9 @@ SMALL = FlavaConfig(
     positions=40,
     codes=53,
     projection=32,
+)
+TORCHMULTIMODAL = replace(
+    SMALL, head_layer_norm_eps=1e-5, attend_text_padding=True, clamp_logit_scale_in_evaluation=True
 )
 B, T, PAIRS = 6, 12, ("mmm_image", "mmm_text", "itm", "global_contrastive")
 
@@ -67,12 +73,45 @@ def theirs(config: FlavaConfig = SMALL) -> FlavaForPreTraining:
     return model.train()
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Flava, FlavaForPreTraining]]:
+class Fp32LayerNorm(torch.nn.LayerNorm):
+    """As TorchMultimodal has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).type_as(input)
+
+
+def as_torchmultimodal(model: FlavaForPreTraining) -> FlavaForPreTraining:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.__class__ = Fp32LayerNorm
+            if "_head." in name:
+                module.eps = 1e-5
+
+    def unmasked(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return given, named | {"attention_mask": None}
+
+    model.flava.multimodal_model.register_forward_pre_hook(unmasked, with_kwargs=True)
+    return model
+
+
+MODES = {"transformers": SMALL, "torchmultimodal": TORCHMULTIMODAL}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def pair(request: pytest.FixtureRequest) -> tuple[Flava, FlavaForPreTraining]:
+    return both(request.param)
+
+
+def both(mode: str) -> tuple[Flava, FlavaForPreTraining]:
     their = theirs()
-    our = Flava(SMALL).train()
+    with torch.no_grad():
+        for name, parameter in their.named_parameters():
+            if "_head.transform.dense" in name:
+                parameter *= 0.02  # so that what the heads' layer norms divide by is not far from their eps
+    our = Flava(MODES[mode]).train()
     our.load_state_dict(their.state_dict())
-    yield our, their
+    return our, their if mode == "transformers" else as_torchmultimodal(their)
 
 
 def batch_of(*, matches: Tensor | None = None, padded: bool = True, seed: int = 5) -> FlavaBatch:
@@ -200,21 +239,43 @@ def check(our: Flava, their: FlavaForPreTraining, batch: FlavaBatch, names: tupl
             assert apart < 1e-4 * float(other.abs().max()) + noise, (name, parameter)
 
 
-def test_padding_may_be_looked_at_as_the_released_weights_were_trained() -> None:
-    their = theirs()
-    our = Flava(FlavaConfig(**{**vars(SMALL), "attend_text_padding": True})).train()
-    our.load_state_dict(their.state_dict())
-    batch = batch_of()
-    assert batch.pixels is not None and batch.tokens is not None
-    with torch.no_grad():
-        text = our.text_states(batch.tokens, batch.text_mask)
-        image = our.image_states(batch.pixels)
-        ours = our.multimodal_states(image, text, batch.text_mask)
-        # Their multimodal encoder alone, without a mask.
-        core = their.flava
-        x = torch.cat((core.image_to_mm_projection(image.hidden), core.text_to_mm_projection(text.hidden)), 1)
-        found = core.multimodal_model(x).last_hidden_state
-    assert torch.allclose(ours.normed, found, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("mode", ["head_layer_norm_eps", "attend_text_padding"])
+def test_the_modes_differ_by_more_than_rounding(mode: str) -> None:
+    """Or the tests above would see nothing."""
+    our, _ = both("transformers")
+    expected = our.losses(batch_of())["mmm_text"].mean().item()
+    other = Flava(replace(SMALL, **{mode: getattr(TORCHMULTIMODAL, mode)}))
+    other.load_state_dict(our.state_dict())
+    assert other.losses(batch_of())["mmm_text"].mean().item() != pytest.approx(expected, rel=1e-3)
+
+
+class Norms(TorchDispatchMode):
+    """Notes in which precision layer norms are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.native_layer_norm.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "all of it"])
+def test_layer_norms_are_in_float32_where_the_model_has_less(autocast: bool) -> None:
+    our, their = both("torchmultimodal")
+    batch = batch_of(matches=MATCHES["some match"])
+    with Norms() as norms, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        if not autocast:
+            torch.nn.ModuleList((our, their)).bfloat16()
+            assert batch.pixels is not None
+            batch.pixels = batch.pixels.bfloat16()
+        losses = our.losses(batch)
+        assert {*norms.dtypes} == {torch.float32}
+        found = their(**asked(batch)).loss_info
+    for name in PAIRS:
+        assert losses[name].mean().item() == pytest.approx(getattr(found, name).item(), rel=0.02), name
 
 
 def by_boolean_indexing(our: Flava, batch: FlavaBatch) -> dict[str, Tensor]:
@@ -372,12 +433,24 @@ def test_positions_are_interpolated_for_larger_images(pair: tuple[Flava, FlavaFo
         assert torch.allclose(our.image_states(pixels).normed, found, atol=1e-5, rtol=0)
 
 
-def test_the_scale_stays_within_its_bounds() -> None:
-    model = Flava(SMALL).train()
+@pytest.mark.parametrize(
+    "mode, training, expected",
+    [
+        ("transformers", True, 4.6052),
+        ("transformers", False, 9.0),
+        ("torchmultimodal", True, 4.6052),
+        ("torchmultimodal", False, 4.6052),
+    ],
+)
+def test_the_scale_stays_within_its_bounds(mode: str, training: bool, expected: float) -> None:
+    our, their = both(mode)
     with torch.no_grad():
-        model.flava.logit_scale.fill_(9.0)
-    model.losses(batch_of())
-    assert model.flava.logit_scale.item() == pytest.approx(4.6052)
+        our.flava.logit_scale.fill_(9.0)
+        their.flava.logit_scale.fill_(expected)
+    loss = our.train(training).losses(batch_of())["global_contrastive"].mean()
+    found = their.train(training)(**asked(batch_of())).loss_info.global_contrastive
+    assert our.flava.logit_scale.item() == pytest.approx(expected)
+    assert loss.item() == pytest.approx(found.item(), rel=1e-4)
 
 
 def test_nothing_to_learn_is_no_nan() -> None:

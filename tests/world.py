@@ -158,6 +158,10 @@ class World:
     def __iter__(self) -> Iterator[Picture]:
         return (self.picture(number) for number in range(self.images))
 
+    def scene(self, number: int) -> Scene:
+        """What is in a picture, without drawing it."""
+        return imagine(random.Random(f"world/{self.seed}/{number}"))
+
     def picture(self, number: int) -> Picture:
         rng = random.Random(f"world/{self.seed}/{number}")
         scene = imagine(rng)

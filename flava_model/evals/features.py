@@ -1,6 +1,6 @@
 """Images and texts -> vectors, for evaluation: in batches, decoded by threads, the same at any batch size.
 
-    B samples   E length of a vector
+B samples   E length of a vector
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +18,8 @@ from flava_model.tokens import Tokenizer
 from flava_model.views import Views, see
 
 T = TypeVar("T")
-# The whole image, made square, as transformers' and TorchMultimodal's evaluation does; or CLIP's square in the
-# middle. The paper does not say which one its numbers are of.
+# The whole image, made square, as transformers' and TorchMultimodal's evaluation does; or CLIP's square in
+# the middle. The paper does not say which one its numbers are of.
 Shape = Literal["whole", "center"]
 
 

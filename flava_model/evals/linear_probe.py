@@ -79,8 +79,8 @@ def linear_probe(
 
 
 def sweep(judged: Callable[[float], float]) -> float:
-    """The best power of ten: of the coarse ones, then halving the steps around it down to an eighth. Of equally
-    good ones the strongest.
+    """The best power of ten: of the coarse ones, then halving the steps around it down to an eighth. Of
+    equally good ones the strongest.
     """
     found = {float(power): judged(power) for power in COARSE}
 
@@ -100,8 +100,8 @@ def sweep(judged: Callable[[float], float]) -> float:
 def fit(
     features_nd: Tensor, labels_n: Tensor, classes: int, l2: float, iterations: int
 ) -> Callable[[Tensor], Tensor]:
-    """Minimise the sum of cross-entropies + l2 / 2 * |weights|^2, scikit-learn's with C = 1 / l2. Returns what
-    tells the class of features.
+    """Minimise the sum of cross-entropies + l2 / 2 * |weights|^2, scikit-learn's with C = 1 / l2. Returns
+    what tells the class of features.
     """
     mean, deviation = features_nd.mean(0), features_nd.std(0).clamp(min=1e-12)
     # In these coordinates it converges; what is penalised are the weights of the features as they are.

@@ -36,9 +36,7 @@ class Pairs:
 
 
 def of_corpus(corpus: str | Path, *, sources: Sequence[str] = (), most: int | None = None) -> Pairs:
-    """All images of a locked corpus with all their kept captions. most: images; the first ones of the corpus's
-    shards.
-    """
+    """All images of a locked corpus, or the first so many of its shards, with all their kept captions."""
     stream = Stream(corpus, sources=sources, unit="pairs")
     first: list[Any] = []
     texts: list[str] = []
@@ -63,8 +61,8 @@ def of_corpus(corpus: str | Path, *, sources: Sequence[str] = (), most: int | No
 
 
 def of_split(file: str | Path, photos: str | Path, *, split: str = "test") -> Pairs:
-    """A split of Karpathy's files (dataset_coco.json, dataset_flickr30k.json), with the photos in a folder, also
-    in one of the names that the file gives. Raises BadRequest where one is missing.
+    """A split of Karpathy's files (dataset_coco.json, dataset_flickr30k.json), with the photos in a folder,
+    or in folders of it as the file names them. Raises BadRequest where one is missing.
     """
     told = _read_split(Path(file))
     chosen = [image for image in told if image.get("split") == split]
@@ -114,8 +112,10 @@ def retrieval(
     return recalls(images, texts, torch.tensor(pairs.image_of))
 
 
-def recalls(images_ie: Tensor, texts_te: Tensor, image_of_t: Tensor, *, rows: int = 1_024) -> dict[str, float]:
-    """As `retrieval`, of vectors. I images, T texts, E their length; rows at a time."""
+def recalls(
+    images_ie: Tensor, texts_te: Tensor, image_of_t: Tensor, *, rows: int = 1_024
+) -> dict[str, float]:
+    """As `retrieval`, of vectors. I images, T texts, E their length; some rows at a time."""
     count, texts = len(images_ie), len(texts_te)
     of_text: list[Tensor] = []
     for begin in range(0, texts, rows):

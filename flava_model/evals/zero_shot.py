@@ -1,7 +1,7 @@
 """Zero-shot classification (Radford et al., 2021): the class whose description is nearest to an image.
 
-    class names, templates --texts--> a vector a class: the mean of its templates', of length 1
-    images of a folder a class --------------------------> the nearest one
+class names, templates --texts--> a vector a class: the mean of its templates', of length 1
+images of a folder a class --------------------------> the nearest one
 """
 
 from collections.abc import Callable, Sequence
@@ -74,5 +74,7 @@ def labelled(
         raise BadRequest(f"{images}: {alone} is in no class's folder")
     names = [*(names or (name.replace("_", " ") for name in folder.classes))]
     if len(names) != len(folder.classes):
-        raise BadRequest(f"{images}: there are {len(folder.classes)} folders and {len(names)} names of classes")
+        raise BadRequest(
+            f"{images}: there are {len(folder.classes)} folders and {len(names)} names of classes"
+        )
     return folder, names, torch.tensor(labels)

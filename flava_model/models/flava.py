@@ -59,6 +59,9 @@ class FlavaConfig:
     attend_text_padding: bool = False
     logit_scale: float = 2.6592  # ln(1 / 0.07), as far as the released config writes it
     logit_scale_max: float = 4.6052  # ln(100)
+    # Whether evaluation too brings the logit scale within its bounds, as TorchMultimodal's does. Not by
+    # default: to evaluate a model is not to change it.
+    clamp_logit_scale_in_evaluation: bool = False
     initializer_range: float = 0.02
 
     @property
@@ -411,7 +414,7 @@ class Flava(nn.Module):
     def scale(self) -> Tensor:
         """What similarities are multiplied by: exp of a learned number, between 1 and 100."""
         scale = self.flava.logit_scale
-        if self.training:
+        if self.training or self.config.clamp_logit_scale_in_evaluation:
             with torch.no_grad():
                 scale.clamp_(0, self.config.logit_scale_max)
         return scale.exp()
