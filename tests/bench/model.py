@@ -16,7 +16,6 @@ and what flash attention computes twice do not count; torch's FlopCounterMode fi
 their rate as a share of the ceiling's.
 """
 
-import ctypes
 import statistics
 import sys
 from collections.abc import Callable
@@ -25,23 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flava_model.config import KINDS, Kind
+from flava_model.flops import step_flop
 from flava_model.losses import IGNORED
 from flava_model.models.flava import Flava, FlavaBatch, FlavaConfig, preset
+from flava_model.train import keep_memory
 from tests.bench.measure import options, report, seconds
 from tests.test_flava import alone, asked, theirs
 
 SIDES = {"cpu": 4096, "cuda": 16_384}  # of the ceiling's matrices
-
-
-def keep_memory() -> None:
-    """Freed memory stays with the process.
-
-    By default large tensors go back to the kernel and are asked for anew. On a virtual machine that can cost
-    more than to compute them: here a step of four texts took 4 s instead of 0.6, of both models alike.
-    """
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    assert libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)
 
 
 def pairs(config: FlavaConfig, count: int, length: int) -> FlavaBatch:
@@ -76,49 +67,18 @@ def given_to_them(batch: FlavaBatch) -> dict[str, Any]:
     return given
 
 
-# FLOP
-
-
-def blocks(config: FlavaConfig, layers: int, tokens: int, made: int) -> int:
-    """Products of an encoder, of one sample, whose last block makes so many of the tokens."""
-    square, mlp = config.width**2, config.width * config.mlp
-
-    def block(made: int) -> int:
-        attention = 2 * made * tokens * config.width
-        return 2 * square * tokens + (2 * square + 2 * mlp) * made + attention
-
-    return (layers - 1) * block(tokens) + block(made)
-
-
-def flop(config: FlavaConfig, batch: FlavaBatch) -> int:
+def flop(config: FlavaConfig, batch: FlavaBatch, kind: Kind) -> float:
     """Of a step of ours."""
-    width, image, text = config.width, 1 + config.patches, 0
-    count = len(batch.pixels if batch.pixels is not None else _given(batch.tokens_masked))
-    patches, tokens = batch.patches_hidden or 0, batch.tokens_hidden or 0
-    products = patches * (width**2 + width * config.codes) + tokens * (width**2 + width * config.vocabulary)
-    if batch.tokens_masked is not None:
-        text = batch.tokens_masked.shape[1]
-    if batch.pixels is not None and text:
-        for layers, length in ((config.image_layers, image), (config.text_layers, text)):
-            products += blocks(config, layers, length, 1) + blocks(config, layers, length, length)
-        made = 1 + patches + tokens
-        products += (image + text) * width**2  # into the multimodal encoder
-        products += blocks(config, config.multimodal_layers, 1 + image + text, made)
-        products += 2 * width * config.projection + 2 * count * config.projection  # contrastive
-        products += width**2 + 2 * width  # matching
-    elif batch.pixels is not None:
-        products += blocks(config, config.image_layers, image, patches)
-    else:
-        products += blocks(config, config.text_layers, text, tokens)
-    first = 0  # the patch embedding has no gradient for its input
-    if batch.pixels is not None:
-        first = config.patches * 3 * config.patch_size**2 * width
-    return 2 * count * (3 * products + 2 * first)
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+    given = batch.pixels if batch.pixels is not None else batch.tokens_masked
+    assert given is not None
+    return step_flop(
+        config,
+        kind,
+        len(given),
+        length=0 if batch.tokens_masked is None else batch.tokens_masked.shape[1],
+        patches=batch.patches_hidden or 0,
+        tokens=batch.tokens_hidden or 0,
+    )
 
 
 # The steps
@@ -175,7 +135,9 @@ class Steps:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measured(steps: Steps, batch: FlavaBatch, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def measured(
+    steps: Steps, batch: FlavaBatch, kind: Kind, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Figures and ratios of one kind of batch."""
     ways = steps.ways(batch)
     found = {name: loss for name, way in ways.items() if (loss := warmed(name, way)) is not None}
@@ -187,7 +149,7 @@ def measured(steps: Steps, batch: FlavaBatch, rounds: int) -> tuple[dict[str, fl
             taken[name].append(seconds(ways[name]))
         taken["ceiling"].append(seconds(steps.ceiling))
     times = {name: statistics.median(each) for name, each in taken.items()}
-    products, ceiling = flop(steps.our.config, batch), 2 * SIDES[steps.device] ** 3
+    products, ceiling = flop(steps.our.config, batch, kind), 2 * SIDES[steps.device] ** 3
     figures = {f"{name}: s": times[name] for name in found}
     if steps.device == "cuda":
         figures |= {f"{name}: MB": steps.memory(ways[name]) for name in found}
@@ -226,11 +188,11 @@ def main() -> None:
     whole = pairs(config, given.batch, given.tokens).to(given.device)
     figures: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    for kind in ("pairs", "images", "texts"):
+    for kind in KINDS:
         batch = alone(whole, kind)
         batch.patches_hidden = whole.patches_hidden if batch.pixels is not None else None
         batch.tokens_hidden = whole.tokens_hidden if batch.tokens_masked is not None else None
-        found = measured(steps, batch, given.rounds)
+        found = measured(steps, batch, kind, given.rounds)
         figures |= {f"{kind}: {name}": value for name, value in found[0].items()}
         ratios |= {f"{kind}: {name}": value for name, value in found[1].items()}
     report("model", figures=figures, ratios=ratios, as_json=given.json)
