@@ -425,8 +425,7 @@ def _optimizer(run: Run, model: Flava) -> torch.optim.AdamW:
 
 def keep_memory() -> None:
     """Have freed memory stay with the process. By default large tensors go back to the system and are asked
-    for anew, which on a virtual machine can cost more than to compute them: here a step of four texts took 4 s
-    instead of 0.6.
+    for anew, page by page, which on a virtual machine can cost as much as to compute them.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
         library = ctypes.CDLL(None)
