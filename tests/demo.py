@@ -97,7 +97,7 @@ def main() -> None:
         read_back(published, lock)
     with part("show", "draw a contact sheet", seconds):
         pmd("show", OUT, "--count", "24", "--columns", "8", "--sheet", DEMO / "sheet.png")
-    with part("train", "train a FLAVA of 3 million parameters without the scenes held out", seconds):
+    with part("train", "train a FLAVA of 5 million parameters, without some scenes", seconds):
         leave_out(published, World(seed=0, images=IMAGES))
         flava("tokenizer", OUT, "--out", DEMO / "tokenizer", "--size", "2000")
         data = [f"{kind}.{what}" for kind in ("pairs", "images") for what in ("corpus", "overlay")]
