@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from pipelines.download import download
 from pipelines.estimate import as_json as estimate_json
 from pipelines.estimate import estimate, estimate_table, hours_line
 from pipelines.filter import filter_
-from pipelines.imported import import_tars
+from pipelines.imported import Kind, import_tars
 from pipelines.job import Job, open_job
 from pipelines.library import Library
 from pipelines.lock import lock
@@ -192,7 +192,10 @@ def _tell_corpus(job: Job, made: Lock, *, as_json: bool) -> None:
     "import", help="Make tars of img2dataset, or of anybody, a corpus; they are read where they are."
 )
 def import_command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What wrote them: img2dataset.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="img2dataset: with captions, of any writer; images: alone."),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the tars.")],
     out: Annotated[str | None, typer.Option("--out", help="Another folder for what is written.")] = None,
     source: Annotated[
@@ -204,10 +207,18 @@ def import_command(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    if kind != "img2dataset":
-        raise BadRequest(f"import {kind}: only img2dataset is known; it reads the tars of any writer")
+    if kind not in get_args(Kind):
+        raise BadRequest(
+            f"import {kind}: expected img2dataset, which reads the captioned tars of any writer, or images, "
+            "for tars of images alone"
+        )
     made = import_tars(
-        folder, out=out, source=source, workers=workers or os.cpu_count() or 1, progress=Progress()
+        folder,
+        out=out,
+        source=source,
+        workers=workers or os.cpu_count() or 1,
+        progress=Progress(),
+        kind=cast("Kind", kind),
     )
     told = made.as_json()
     if as_json:

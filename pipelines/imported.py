@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -63,7 +63,19 @@ class Imported:
         }
 
 
-def import_tars(folder: Path, *, out: str | None, source: str, workers: int, progress: Progress) -> Imported:
+# What lies in the tars: images with captions, or images alone, whose captions are empty where there is none.
+Kind = Literal["img2dataset", "images"]
+
+
+def import_tars(
+    folder: Path,
+    *,
+    out: str | None,
+    source: str,
+    workers: int,
+    progress: Progress,
+    kind: Kind = "img2dataset",
+) -> Imported:
     """Make the tars directly in a folder a corpus; out: where its files go, without one into the folder.
 
     Raises BadRequest, and Refused where the output is another corpus or the tars are no longer those that
@@ -77,7 +89,7 @@ def import_tars(folder: Path, *, out: str | None, source: str, workers: int, pro
         raise BadRequest(f"--out {out}: links to the tars can only be in a folder of this machine")
     wanted = {
         "format": OUTPUT_FORMAT,
-        "imported": "img2dataset",
+        "imported": kind,
         "corpus": {"name": source, "sources": [source]},
         "versions": {"pyarrow": pa.__version__},
     }
@@ -189,7 +201,8 @@ def _look(task: _Task) -> _Looked:
         made_from.append(_hashed(path, task.told.removesuffix("tar") + "parquet"))
     looked = _Looked(task, made_from, fingerprint(task.definition | {"files": made_from}))
     if not _is_finished(looked):
-        found = [*foreign.samples(tar, looked.unread)]
+        captioned = task.definition["imported"] != "images"
+        found = [*foreign.samples(tar, looked.unread, captioned=captioned)]
         if listed is not None:
             found += lost(path, {one.name for one in found if one.name}, first=len(found))
             listed.check()

@@ -89,14 +89,16 @@ _STATUS = dict.fromkeys(
 # Samples
 
 
-def samples(tar: OpenFile, unread: Counter[str]) -> Iterator[Found]:
-    """Every sample of a tar. unread: comes to say how many members were not read, by their ending."""
+def samples(tar: OpenFile, unread: Counter[str], *, captioned: bool = True) -> Iterator[Found]:
+    """Every sample of a tar. unread: comes to say how many members were not read, by their ending.
+    captioned: else an image is enough, and the caption of one that has none is empty.
+    """
     met = set[bytes]()  # hashes: a name may have a megabyte
     for number, group in enumerate(_groups(tar, unread)):
         digest = hashlib.sha256(group.name).digest()[:16]
         again = digest in met and bool(group.name)
         met.add(digest)
-        yield _found(tar, group, number, again, unread)
+        yield _found(tar, group, number, again, unread, captioned=captioned)
 
 
 class _Fault(NamedTuple):
@@ -169,13 +171,17 @@ def _members(tar: OpenFile) -> Iterator[TarEntry | _Fault]:
         place = entry.next
 
 
-def _found(tar: OpenFile, group: _Group, number: int, again: bool, unread: Counter[str]) -> Found:
+def _found(
+    tar: OpenFile, group: _Group, number: int, again: bool, unread: Counter[str], *, captioned: bool
+) -> Found:
     if group.fault is not None:
         reason, detail = group.fault
         return Found("", row(number=number, caption=None, reason=reason, detail=detail))
     name = _text(group.name)[:MOST_NAME]
     told = _json(tar, group.parts.get("json"), unread)
     caption = _caption(tar, group.parts, told)
+    if isinstance(caption, Reason) and not captioned:
+        caption = ""
     common: dict[str, Any] = {
         "number": number,
         "caption": None if isinstance(caption, Reason) else caption,

@@ -248,6 +248,28 @@ def states(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
 
 
+def test_images_alone_need_no_caption(tmp_path: Path) -> None:
+    """As ImageNet's tars have them: a picture and its class."""
+    (tmp_path / "tars").mkdir()
+    for shard in range(2):
+        with webdataset.TarWriter(str(tmp_path / "tars" / f"{shard}.tar")) as tar:
+            for n in range(5):
+                tar.write({"__key__": f"n{shard}{n}", "jpg": image(shard, n), "cls": n})
+    told = pmd_json("import", "images", tmp_path / "tars", "--out", tmp_path / "out", "--source", "imagenet")
+    assert told["sources"]["imagenet"]["images"] == 10
+    stream = Stream(tmp_path / "out")
+    found = stream.read(0, np.arange(10))
+    assert {sample.caption for sample in found} == {""} and len({sample.key for sample in found}) == 10
+    assert {sample.image for sample in found} == {image(shard, n) for shard in range(2) for n in range(5)}
+    feed = Feed(stream, batch=5)
+    for batch in feed:
+        feed.delivered(batch, stream.read(batch.epoch, batch.positions))
+    assert prove(feed, stream).count == 10
+    assert pmd_json("verify", tmp_path / "out")["ok"]
+    pmd("import", "img2dataset", tmp_path / "tars", "--out", tmp_path / "out", code=3)
+    pmd("import", "photos", tmp_path / "tars", code=2)
+
+
 def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     first = imported(download(tmp_path))
     before = states(tmp_path)
