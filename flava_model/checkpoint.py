@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -126,6 +127,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, told["step"], told["told"])
     except (OSError, ValueError, KeyError) as error:
         raise Damaged(f"{path}: {error}") from None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a finished one."""
+    return (path / _TOLD).exists()
+
+
+def read_tensors(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Write some of those that were saved into tensors of this process alone, which need be in no group.
+
+    Raises Damaged where one was not saved.
+    """
+    if lacking := [name for name in tensors if name not in checkpoint.told["tensors"]]:
+        raise Damaged(f"{checkpoint.path}: there is no {lacking[0]} in it")
+    flat: dict[str, Any] = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what is asked for
+        load(flat, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=True)
 
 
 class _Writer(HuggingFaceStorageWriter):

@@ -281,6 +281,7 @@ def retrieval_command(
     photos: Annotated[Path | None, typer.Option("--photos", help="The folder of its photos.")] = None,
     split: Annotated[str, typer.Option("--split", help="Which of the file's.")] = "test",
     sources: Sources = None,
+    overlay: Annotated[str | None, typer.Option("--overlay", help="A file of left-out images.")] = None,
     most: Annotated[int | None, typer.Option("--limit", min=1, help="Images of the corpus.")] = None,
     tokenizer: Tokenizer = None,
     center: Whole = False,
@@ -295,7 +296,7 @@ def retrieval_command(
     if (corpus is None) == (split_file is None) or (split_file is None) != (photos is None):
         raise BadRequest("give a CORPUS, or --split-file and --photos")
     if corpus is not None:
-        pairs = retrieval.of_corpus(corpus, sources=sources or (), most=most)
+        pairs = retrieval.of_corpus(corpus, sources=sources or (), overlay=overlay, most=most)
     else:
         assert split_file is not None and photos is not None
         pairs = retrieval.of_split(split_file, photos, split=split)
@@ -338,8 +339,8 @@ def zero_shot_command(
             loaded,
             words,
             images,
-            names=names and names.read_text().splitlines(),
-            templates=templates.read_text().splitlines() if templates else zero_shot.TEMPLATES,
+            names=zero_shot.lines_of(names) if names else None,
+            templates=zero_shot.lines_of(templates) if templates else zero_shot.TEMPLATES,
             shape="center" if center else "whole",
             threads=threads or len(os.sched_getaffinity(0)),
             done=progress.show,
@@ -372,6 +373,43 @@ def linear_probe_command(
             done=progress.show,
         )
     _print_scores(found, as_json)
+
+
+@evals.command("checkpoints", help="What a run has saved, as its [evals] says; into its evals.jsonl.")
+def checkpoints_command(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="The folder that it writes.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As evals.device=cuda.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="The newest ones, until the run's last one is done.")
+    ] = False,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    import torch
+
+    from flava_model.evals import checkpoints
+    from flava_model.progress import Progress
+
+    if parent is not None:
+        checkpoints.end_with(parent)
+    torch.set_num_threads(checkpoints.run_of(folder, changes or ()).evals.threads)
+    lines: list[Any] = []
+    with Progress("evaluate", "images") as progress:
+        found = checkpoints.evaluate_checkpoints(
+            folder,
+            changes=changes or (),
+            follow=follow,
+            done=lambda name, count, share: progress.show(count, share, name),
+        )
+        for line in found:
+            lines.append(line)
+            if not as_json:
+                print(checkpoints.in_words(line), flush=True)
+    if as_json:
+        _print_json({"ok": True, "evaluated": lines})
 
 
 def _evaluated(model: str, tokenizer: str | None, device: str) -> Any:

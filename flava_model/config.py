@@ -168,6 +168,56 @@ class WatchSpec(Section):
     hung_s: Above0 = 1800.0  # without an update, before stacks are written and the process ends
 
 
+class RetrievalSpec(Section):
+    """[evals.retrieval]: among the images of a locked corpus, or of a split file as Karpathy's."""
+
+    corpus: str = ""
+    sources: tuple[str, ...] = ()  # all of them
+    overlay: str | None = None
+    limit: Count | None = None  # images
+    split_file: str = ""
+    photos: str = ""  # the folder of the split file's
+    split: str = "test"
+
+    @model_validator(mode="after")
+    def _one(self) -> "RetrievalSpec":
+        if bool(self.corpus) == bool(self.split_file) or bool(self.split_file) != bool(self.photos):
+            raise ValueError("give a corpus, or a split_file and photos")
+        return self
+
+
+class ZeroShotSpec(Section):
+    """[evals.zero_shot]: of a folder of images with one for each class."""
+
+    images: str
+    names: str | None = None  # a file with a class a line; else the folders' names
+    templates: str | None = None  # a file with one a line
+
+
+class LinearProbeSpec(Section):
+    """[evals.linear_probe]: folders of images with one for each class."""
+
+    train: str
+    test: str
+
+
+class EvalsSpec(Section):
+    """[evals]: how good the model is, while it is trained: a process of its own looks at its checkpoints, and
+    training does not wait for it.
+    """
+
+    every: Count | None = None  # updates; None: each checkpoint, as far as it keeps up
+    device: str = "cpu"  # as torch names it: none of those that train
+    threads: Count = 1
+    shape: Literal["whole", "center"] = "whole"  # of an image that is not square: as a square, or its middle
+    retrieval: RetrievalSpec | None = None
+    zero_shot: ZeroShotSpec | None = None
+    linear_probe: LinearProbeSpec | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.retrieval, self.zero_shot, self.linear_probe))
+
+
 class Run(Section):
     """A training run."""
 
@@ -190,6 +240,7 @@ class Run(Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     save: SaveSpec = SaveSpec()
     watch: WatchSpec = WatchSpec()
+    evals: EvalsSpec = EvalsSpec()
     # How it is computed
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     micro_batch: Count | None = None  # samples of a rank at a time; None: all of its share
@@ -206,6 +257,10 @@ class Run(Section):
             raise ValueError("there is nothing to train on: give pairs, images or texts")
         if self.tokenizer is None and (self.pairs or self.texts):
             raise ValueError("tokenizer: pairs and texts need one; `flava tokenizer` trains it")
+        if self.tokenizer is None and (self.evals.retrieval or self.evals.zero_shot):
+            raise ValueError("tokenizer: retrieval and zero-shot classification need one")
+        if (self.evals.every or 0) % self.save.every:
+            raise ValueError("evals.every: checkpoints are evaluated; give a multiple of save.every")
         return self
 
     @property
@@ -235,9 +290,25 @@ class Run(Section):
 
 
 # How a run is computed and watched, and not what: may be another when it goes on.
-_FREE = ("save", "watch", "threads", "ahead", "micro_batch", "tile", "sharded", "recompute", "compile")
+_FREE = (
+    "save",
+    "watch",
+    "evals",
+    "threads",
+    "ahead",
+    "micro_batch",
+    "tile",
+    "sharded",
+    "recompute",
+    "compile",
+)
 _PATHS = ("out", "tokenizer", "codebook", "codes", "init")
 _SECTION_PATHS = ("corpus", "folder", "overlay", "cache")
+_EVALS_PATHS = {
+    "retrieval": ("corpus", "overlay", "split_file", "photos"),
+    "zero_shot": ("images", "names", "templates"),
+    "linear_probe": ("train", "test"),
+}
 
 
 def read_run(path: str | Path, changes: Sequence[str] = ()) -> Run:
@@ -247,13 +318,18 @@ def read_run(path: str | Path, changes: Sequence[str] = ()) -> Run:
     file = _config_file(path)
     values = read_toml(file)
     _place(values, file.parent)
+    return changed_run(values, changes, where=str(file))
+
+
+def changed_run(values: dict[str, Any], changes: Sequence[str], *, where: str) -> Run:
+    """A run from what a file says, with changes as of `read_run`. Raises BadRequest."""
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
             raise BadRequest(f"{change}: expected key=value, as in steps=500")
         _set(values, key.split("."), _value(value), change)
     _place(values, Path.cwd())
-    return checked(Run, values, where=str(file))
+    return checked(Run, values, where=where)
 
 
 def _config_file(path: str | Path) -> Path:
@@ -276,7 +352,9 @@ def _value(text: str) -> Any:
 def _set(values: dict[str, Any], place: list[str], value: Any, change: str) -> None:
     *sections, last = place
     for section in sections:
-        inner: Any = values.setdefault(section, {})
+        inner: Any = values.get(section)
+        if inner is None:  # as a resolved run has it for what there is not
+            inner = values[section] = {}
         if not isinstance(inner, dict):
             raise BadRequest(f"{change}: {section} is a value, not a section")
         values = inner
@@ -285,8 +363,11 @@ def _set(values: dict[str, Any], place: list[str], value: Any, change: str) -> N
 
 def _place(values: dict[str, Any], folder: Path) -> None:
     """Relative paths, as seen from a folder."""
-    sections = [values, *(values.get(kind) for kind in KINDS)]
-    for section, names in zip(sections, [_PATHS, *[_SECTION_PATHS] * len(KINDS)], strict=True):
+    evals = values.get("evals")
+    sections = [(values, _PATHS), *((values.get(kind), _SECTION_PATHS) for kind in KINDS)]
+    if isinstance(evals, dict):
+        sections += [(evals.get(name), paths) for name, paths in _EVALS_PATHS.items()]
+    for section, names in sections:
         for name in names if isinstance(section, dict) else ():
             given = section.get(name)
             if isinstance(given, str) and given and not _is_no_path(given):

@@ -1,4 +1,6 @@
-"""metrics.jsonl -> a picture of the curves of a run: each loss, and what share of its answers was right."""
+"""metrics.jsonl, evals.jsonl -> a picture of the curves of a run: each loss, what share of its answers was
+right, and how good the checkpoints were.
+"""
 
 import json
 from io import BytesIO
@@ -7,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from flava_model.evals.checkpoints import first_scores, read_lines
 from pmd.stream import BadRequest
 
 WIDTH, HEIGHT, EDGE = 320, 200, 34  # of a panel, px; and what is left free around its curve
@@ -21,6 +24,9 @@ def curves(run: str | Path, *, columns: int = 3) -> bytes:
         for name in sorted({name for line in lines for name in line[group]}):
             told = [(line["update"], line[group][name]) for line in lines if name in line[group]]
             panels.append((name if group == "losses" else f"{name}: share right", told))
+    evaluated = [(line["update"], first_scores(line)) for line in read_lines(run)]
+    for name in sorted({name for _, scores in evaluated for name in scores}):
+        panels.append((name, [(update, scores[name]) for update, scores in evaluated if name in scores]))
     rows = -(-len(panels) // columns)
     sheet = Image.new("RGB", (columns * WIDTH, rows * HEIGHT), "white")
     for number, (title, points) in enumerate(panels):

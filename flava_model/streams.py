@@ -19,10 +19,12 @@ from flava_model.config import KINDS, ImagesSpec, Kind, PairsSpec, Run, TextsSpe
 from flava_model.data import Loader, Timing
 from flava_model.distributed import World, gathered
 from flava_model.inputs import Inputs, Prepare
+from flava_model.loose import Folder, Loose
 from flava_model.models.flava import FlavaConfig
+from flava_model.texts import Texts
 from flava_model.tokens import Tokenizer
 from flava_model.views import Views
-from pmd.stream import BadRequest, Feed, Mix, Source, Stream, keyed, mix_of, prove
+from pmd.stream import BadRequest, Damage, Feed, Mix, Stream, keyed, mix_of, prove
 
 _MIX = 96  # purpose of keys; those below are others'
 
@@ -35,11 +37,13 @@ class Streams:
     ) -> None:
         self._run, self._world = run, world
         self._feeds: dict[Kind, Feed] = {}
+        self._sources: dict[Kind, Stream | Loose] = {}
         self._loaders: dict[Kind, Loader[Inputs]] = {}
         self._going: dict[Kind, Iterator[Inputs]] = {}
         self._taken: dict[Kind, Inputs] = {}
         for kind in run.kinds:
-            self._feeds[kind], self._loaders[kind] = _opened(run, kind, world, config, tokenizer, codes)
+            source, feed, loader = _opened(run, kind, world, config, tokenizer, codes)
+            self._sources[kind], self._feeds[kind], self._loaders[kind] = source, feed, loader
         self._mix = _mixed(run)
 
     def kinds(self, update: int) -> list[Kind]:
@@ -98,6 +102,10 @@ class Streams:
             found[kind] = feed.epoch + feed.position / samples
         return found
 
+    def damages(self) -> dict[Kind, list[Damage]]:
+        """Of this rank: samples that could not be used, and were replaced by others."""
+        return {kind: source.damages for kind, source in self._sources.items()}
+
     def timing(self) -> dict[Kind, Timing]:
         """Where the loaders' time goes."""
         return {kind: loader.timing for kind, loader in self._loaders.items()}
@@ -124,7 +132,7 @@ def _opened(
     config: FlavaConfig,
     tokenizer: Tokenizer | None,
     codes: Codes | None,
-) -> tuple[Feed, Loader[Inputs]]:
+) -> tuple[Stream | Loose, Feed, Loader[Inputs]]:
     spec, seed = run.spec(kind), keyed(run.seed, KINDS.index(kind))
     source = _source(spec, seed)
     feed = Feed(source, batch=spec.batch, rank=world.rank, world=world.size)
@@ -132,7 +140,7 @@ def _opened(
         assert tokenizer is not None
         prepare = _prepare(run, config, tokenizer.cut_to(min(spec.longest, config.positions)), None, seed)
         loader = Loader(feed, None, threads=run.threads, ahead=run.ahead, device=world.device)
-        return feed, loader.then(prepare.texts)
+        return source, feed, loader.then(prepare.texts)
     stored = codes if isinstance(source, Stream) else None
     small = 8 * config.grid
     sizes = (config.image_size,) if stored else (config.image_size, small)
@@ -154,18 +162,14 @@ def _opened(
     prepare = _prepare(run, config, tokenizer, stored, seed)
     if isinstance(spec, PairsSpec):
         assert isinstance(source, Stream)
-        return feed, loader.then(prepare.pairs(source))
-    return feed, loader.then(prepare.images)
+        return source, feed, loader.then(prepare.pairs(source))
+    return source, feed, loader.then(prepare.images)
 
 
-def _source(spec: PairsSpec | ImagesSpec | TextsSpec, seed: int) -> Source:
+def _source(spec: PairsSpec | ImagesSpec | TextsSpec, seed: int) -> Stream | Loose:
     if isinstance(spec, TextsSpec):
-        from flava_model.texts import Texts
-
         return Texts(spec.folder, seed=seed)
     if isinstance(spec, ImagesSpec) and spec.folder:
-        from flava_model.loose import Folder
-
         return Folder(spec.folder, seed=seed, window=spec.window)
     return Stream(
         spec.corpus,

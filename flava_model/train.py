@@ -41,6 +41,7 @@ from flava_model.distributed import (
     summed,
     whole,
 )
+from flava_model.evals.checkpoints import Beside
 from flava_model.flops import step_flop
 from flava_model.inputs import Inputs
 from flava_model.losses import cached_contrast
@@ -61,8 +62,8 @@ class Diverged(PmdError):
 
 
 def train(run: Run, *, resume: bool = False) -> int:
-    """Train, and write the model to `out`/model at the end. Returns an exit code: 0, or 75 where a signal has
-    stopped it, behind a checkpoint.
+    """Train, and write the model to `out`/model at the end. Returns an exit code: 0; 75 where a signal has
+    stopped it, behind a checkpoint; 1 where the model is there, but the evaluation beside it has failed.
 
     resume: go on from the newest checkpoint in `out`, or begin if there is none; else there must be none.
     Raises Refused where it was made by another run, BadRequest, Damaged, Diverged.
@@ -71,18 +72,25 @@ def train(run: Run, *, resume: bool = False) -> int:
     if world.device.type == "cpu":
         keep_memory()
     try:
-        trainer = Trainer(run, world)
-        with _signals() as stop, trainer.running(resume) as watch:
-            while trainer.step < run.steps and not trainer.stopping:
-                watch.update(trainer.update(stop=stop.asked), trainer.streams)
-                if trainer.step % run.save.every == 0:
-                    trainer.save()
-            trainer.save()
-            trainer.checkpoints.wait()
-            if trainer.step < run.steps:
-                return STOPPED
-            trainer.write_model()
-        return 0
+        with contextlib.closing(Beside(run, world)) as evaluation, _signals() as stop:
+            trainer = Trainer(run, world)
+            with trainer.running(resume) as watch:
+                evaluation.start()
+                while trainer.step < run.steps and not trainer.stopping:
+                    watch.update(trainer.update(stop=stop.asked), trainer.streams)
+                    watch.evaluated(evaluation.news())
+                    if trainer.step % run.save.every == 0:
+                        trainer.save()
+                trainer.save()
+                trainer.checkpoints.wait()
+                if trainer.step < run.steps:
+                    return STOPPED
+                trainer.write_model()
+                watch.trained()
+                if not evaluation.finished(lambda: stop.asked):
+                    return STOPPED
+                watch.evaluated(evaluation.news())
+            return 1 if evaluation.failed else 0
     finally:
         leave()
 
@@ -325,6 +333,8 @@ class Trainer:
         """Weights, and what the optimizer knows of them, by name."""
         found = dict[str, Tensor]()
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # of the codebook, which is known by its hash
             found[f"model.{name}"] = parameter.detach()
             for what, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer.{what}.{name}"] = value

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pmd.stream import keyed
 
@@ -167,6 +167,8 @@ def _decoded(image: bytes, views: Views, key: int, box: Box | None) -> tuple[Pix
     try:
         with Image.open(BytesIO(image), formats=("JPEG", "PNG", "WEBP")) as opened:
             whole = np.asarray(opened.convert("RGB"))
+    except UnidentifiedImageError:  # its own message names an object in memory
+        raise ValueError("not an image that can be decoded: neither JPEG, PNG nor WebP") from None
     # Decoders answer damaged bytes with nearly any exception.
     except Exception as error:
         raise ValueError(f"not an image that can be decoded: {error}") from None

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flava_model.config import Run
 from flava_model.distributed import World
+from flava_model.evals.checkpoints import in_words
 from flava_model.flops import peak
 from flava_model.streams import Streams
 from pmd.stream import BadRequest
@@ -49,6 +50,7 @@ class Watch:
         self._console = Console(stderr=True, highlight=False)
         self._bars: Progress | None = None
         self._bar: Any = None
+        self._damaged: Counter[str] = Counter()  # of each kind, that were written of
         self._spoken = self._waited = 0.0
         self._begun, self._from = time.monotonic(), step
         dtype = torch.float32 if run.precision == "fp32" else torch.bfloat16
@@ -97,6 +99,7 @@ class Watch:
         self._since.add(outcome)
         if outcome.step % self._run.watch.every and outcome.step != self._run.steps:
             return
+        self._write_damages(streams)
         told = self._told(outcome, streams)
         self._since = _Since()
         if not self._first:
@@ -106,6 +109,34 @@ class Watch:
         for board in self._boards:
             board.add(told)
         self._show(told)
+
+    def _write_damages(self, streams: Streams) -> None:
+        """Each rank writes of its own samples."""
+        path = self._out / f"damaged-rank{self._world.rank}.jsonl"
+        for kind, damages in streams.damages().items():
+            new = damages[self._damaged[kind] :]
+            self._damaged[kind] += len(new)
+            if not new:
+                continue
+            with path.open("a") as file:
+                file.writelines(json.dumps({"kind": kind} | one._asdict()) + "\n" for one in new)
+            self._console.print(
+                f"{kind}: {len(new):,} samples could not be used, and others were in their places: "
+                f"{new[-1].key}: {new[-1].why}; all of them: {path}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def evaluated(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Some checkpoints were evaluated."""
+        for line in lines:
+            self._console.print(in_words(line), markup=False, soft_wrap=True)
+            for board in self._boards:
+                board.add({"update": line["update"], "evals": line["scores"]})
+
+    def trained(self) -> None:
+        """There are no updates to come: what may take long now is none of the dog's business."""
+        self._dog.stop()
 
     def _told(self, outcome: "Outcome", streams: Streams) -> dict[str, Any]:
         since, elapsed = self._since, self._since.elapsed()
@@ -119,6 +150,7 @@ class Watch:
             "logit_scale": outcome.logit_scale,
             "gradient_norm": outcome.gradient_norm,
             "not_finite": since.not_finite,
+            "damaged": self._damaged.total(),
             "samples": dict(since.samples),
             "samples_per_s": sum(since.samples.values()) / elapsed,
             "mfu": since.flop / elapsed / (self._peak * self._world.size),

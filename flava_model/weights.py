@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flava_model.checkpoint import is_checkpoint, read_checkpoint, read_tensors
 from flava_model.codebook import Codebook, DalleEncoder, RandomQuantizer
+from flava_model.codes import codebook_sha256
 from flava_model.errors import WrongInput
 from flava_model.models.flava import Flava, FlavaConfig
 from flava_model.tokens import Tokenizer, load_tokenizer
@@ -29,12 +31,14 @@ _HEADS = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
 
 
 def load(path: str | Path) -> Flava:
-    """A model from a folder, or from a file of weights alone, whose sizes then say what the model is.
+    """A model from a folder, a run's checkpoint, or a file of weights alone, whose sizes then say what it is.
 
     Raises WrongInput where there is none, or a part of it is missing, unknown or of another shape, or a
     tokenizer beside it is not the one that it was trained with.
     """
     path = Path(path)
+    if is_checkpoint(path):
+        return _of_checkpoint(path)
     found = _read(path)
     weights = _renamed(found)
     ours = _ours(path)
@@ -87,6 +91,18 @@ def load_codebook(path: str | Path) -> DalleEncoder:
 def tokenizer_beside(path: str | Path) -> Tokenizer | None:
     """That of a folder of weights; None where there is none."""
     path = Path(path)
+    if is_checkpoint(path):
+        saved = read_checkpoint(path)
+        expected, run = saved.told["described"]["tokenizer_sha256"], saved.told["config"]
+        if expected is None:
+            return None
+        tokenizer = load_tokenizer(run["tokenizer"], longest=run["longest"])
+        if tokenizer.sha256 != expected:
+            raise WrongInput(
+                f"{run['tokenizer']}: not the tokenizer of {path}: expected sha256 {expected}, "
+                f"given {tokenizer.sha256}"
+            )
+        return tokenizer
     there = path.is_dir() and any((path / name).exists() for name in ("tokenizer.json", "vocab.txt"))
     return load_tokenizer(path) if there else None
 
@@ -128,6 +144,21 @@ def _replace(aside: Path, final: Path) -> None:
 
 
 # Reading
+
+
+def _of_checkpoint(path: Path) -> Flava:
+    """With its codebook, where that still is what it was."""
+    saved = read_checkpoint(path)
+    described = saved.told["described"]
+    model = Flava(FlavaConfig(**described["model"]))
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    read_tensors(saved, tensors)
+    given = saved.told["config"]["codebook"]
+    if described["codebook_sha256"] is not None and (given == "random" or Path(given).exists()):
+        codebook = RandomQuantizer(model.config.codes) if given == "random" else load_codebook(given)
+        if codebook_sha256(codebook) == described["codebook_sha256"]:
+            model.image_codebook = codebook
+    return model.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

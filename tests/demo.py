@@ -2,7 +2,7 @@
 
     draw 2,400 scenes -> publish them on a local web as all nine sources do, with losses
       -> pmd build (2 Ray workers) -> pmd report, pmd verify -> read back with `webdataset`
-      -> contact sheet -> flava train, without the scenes that are held out -> curves
+      -> contact sheet -> flava train, without the scenes that are held out, and evaluated beside it -> curves
       -> how well it finds held-out scenes, and transformers with its weights -> summary.json
 
 Everything is left in .demo/: the corpus file to play with, the output, the pictures, the run.
@@ -11,6 +11,7 @@ Everything is left in .demo/: the corpus file to play with, the output, the pict
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -25,18 +26,19 @@ import webdataset as _webdataset
 from transformers import FlavaForPreTraining
 
 from flava_model import load
-from flava_model.evals.retrieval import Pairs, retrieval
-from flava_model.tokens import load_tokenizer
+from flava_model.curves import read_metrics
+from flava_model.evals.checkpoints import read_lines
 from pmd.stream import Stream, write_overlay
 from tests.publish import Published, publish
 from tests.web import ServedFile, Web
-from tests.world import World, split
+from tests.world import World, captions, split
 
 DEMO = Path(".demo")
 OUT = DEMO / "corpus"
 webdataset: Any = _webdataset  # makes its names at run time, where no checker sees them
-OVERLAY = DEMO / "held-out.parquet"
+OVERLAY, UNSEEN = DEMO / "held-out.parquet", DEMO / "unseen"
 IMAGES, HELD_OUT = 2_400, 200
+TEXTS = 20_000  # captions without pictures
 PMD = Path(sys.executable).parent / "pmd"
 
 FOLDER = (
@@ -99,16 +101,24 @@ def main() -> None:
         pmd("show", OUT, "--count", "24", "--columns", "8", "--sheet", DEMO / "sheet.png")
     with part("train", "train a FLAVA of 5 million parameters, without some scenes", seconds):
         leave_out(published, World(seed=0, images=IMAGES))
+        write_unseen(World(seed=0, images=1 << 30))
         flava("tokenizer", OUT, "--out", DEMO / "tokenizer", "--size", "2000")
-        data = [f"{kind}.{what}" for kind in ("pairs", "images") for what in ("corpus", "overlay")]
-        where = dict(zip(data, [OUT, OVERLAY] * 2, strict=True))
-        where |= {"tokenizer": DEMO / "tokenizer", "out": DEMO / "run"}
-        flava("train", "flava_tiny", *(f"{name}={path}" for name, path in where.items()))
+        flava("pack-texts", DEMO / "texts.txt", "--out", DEMO / "texts")
+        flava("train", "flava_tiny", *(f"{name}={value}" for name, value in as_trained().items()))
         flava("curves", DEMO / "run", "--out", DEMO / "curves.png")
     with part("evaluate", "find held-out scenes by their captions, and captions by scenes", seconds):
-        scores = evaluated(World(seed=0, images=1 << 30))
+        scores = evaluated()
     sources = {name: source["got"] for name, source in lock["sources"].items()}
-    summary = {"root": lock["root"], "seconds": seconds, "sources": sources, "scores": scores}
+    summary = {
+        "root": lock["root"],
+        "seconds": seconds,
+        "sources": sources,
+        "retrieval": {
+            **{way: {f"r{k}": scores[f"{way}@{k}"] for k in (1, 5, 10)} for way in WAYS},
+            "chance": scores["text_to_image_by_chance@1"],
+        },
+        "losses": losses(),
+    }
     (DEMO / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\nDone in {sum(seconds.values()):.0f} s. The corpus is {OUT}, its root {lock['root']};")
     print(f"the model is {DEMO / 'run' / 'model'}, its losses {DEMO / 'curves.png'};")
@@ -173,28 +183,66 @@ def leave_out(published: Published, world: World) -> None:
     print(f"{len(Stream(OUT, overlay=OVERLAY)):,} of {len(Stream(OUT)):,} images are trained on")
 
 
-def evaluated(world: World) -> dict[str, float]:
-    """Retrieval among scenes that are not in the corpus, each with a combination that was never seen; and the
-    weights once more in transformers.
+def write_unseen(world: World) -> None:
+    """Scenes that are not in the corpus: those that each have a combination which was held out, as photos and
+    a split file; and captions of others, as texts.
     """
-    unseen = (number for number in itertools.count(IMAGES) if split(world.scene(number)) == "heldout")
-    pictures = [world.picture(number) for number in itertools.islice(unseen, HELD_OUT)]
-    pairs = Pairs(
-        lambda: (picture.jpeg for picture in pictures),
-        [caption for picture in pictures for caption in picture.captions],
-        [number for number, picture in enumerate(pictures) for _ in picture.captions],
-        len(pictures),
-    )
-    model, tokenizer = load(DEMO / "run" / "model"), load_tokenizer(DEMO / "run" / "model", longest=32)
-    scores = retrieval(model, tokenizer, pairs)
-    for way in ("text_to_image", "image_to_text"):
+    beyond = itertools.count(IMAGES)
+    unseen = (number for number in beyond if split(world.scene(number)) == "heldout")
+    UNSEEN.mkdir()
+    told: list[dict[str, Any]] = []
+    for picture in (world.picture(number) for number in itertools.islice(unseen, HELD_OUT)):
+        name = f"{picture.id}.jpg"
+        (UNSEEN / name).write_bytes(picture.jpeg)
+        told.append(
+            {"filename": name, "split": "test", "sentences": [{"raw": raw} for raw in picture.captions]}
+        )
+    (UNSEEN / "dataset.json").write_text(json.dumps({"images": told}))
+    others = (scene for scene in map(world.scene, beyond) if split(scene) != "heldout")
+    rng = random.Random("texts")
+    said = (caption for scene in others for caption in captions(scene, rng))
+    (DEMO / "texts.txt").write_text("".join(f"{caption}\n" for caption in itertools.islice(said, TEXTS)))
+
+
+def as_trained() -> dict[str, Any]:
+    """What flava_tiny is told for this corpus."""
+    data = [f"{kind}.{what}" for kind in ("pairs", "images") for what in ("corpus", "overlay")]
+    return dict(zip(data, [OUT, OVERLAY] * 2, strict=True)) | {
+        "texts.folder": DEMO / "texts",
+        "texts.batch": 64,
+        "texts.longest": 32,
+        "tokenizer": DEMO / "tokenizer",
+        "out": DEMO / "run",
+        "evals.retrieval.split_file": UNSEEN / "dataset.json",
+        "evals.retrieval.photos": UNSEEN,
+    }
+
+
+WAYS = ("text_to_image", "image_to_text")
+
+
+def evaluated() -> dict[str, float]:
+    """Retrieval among the unseen scenes; and the weights once more in transformers."""
+    run = DEMO / "run"
+    flava("eval", "retrieval", run / "model", "--split-file", UNSEEN / "dataset.json", "--photos", UNSEEN)
+    scores = read_lines(run)[-1]["scores"]["retrieval"]  # the same, of the last checkpoint
+    for way in WAYS:
         found, chance = scores[f"{way}@1"], scores[f"{way}_by_chance@1"]
         print(f"{way}: R@1 {found:.1%} of {HELD_OUT} held-out scenes, {found / chance:.0f} times chance")
-    theirs = FlavaForPreTraining.from_pretrained(DEMO / "run" / "model")
+    model, theirs = load(run / "model"), FlavaForPreTraining.from_pretrained(run / "model")
     own = sum(parameter.numel() for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in theirs.parameters()) == own
     print(f"transformers loads the model: {own:,} parameters")
     return scores
+
+
+def losses() -> dict[str, dict[str, float]]:
+    """Each one in the first line of metrics that has it, and in the last."""
+    found: dict[str, dict[str, float]] = {}
+    for line in read_metrics(DEMO / "run"):
+        for name, loss in line["losses"].items():
+            found.setdefault(name, {"first": loss})["last"] = loss
+    return found
 
 
 def read_back(published: Published, lock: dict[str, Any]) -> None:

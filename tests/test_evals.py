@@ -98,8 +98,8 @@ def test_vectors_do_not_depend_on_their_batch(corpus: Path, model: Flava, tokeni
     assert torch.allclose(
         text_vectors(model, tokenizer, texts), text_vectors(model, tokenizer, texts, batch=3), atol=1e-6
     )
-    with pytest.raises(Unreadable, match="not an image"):
-        image_vectors(model, [*images, b"no picture"])
+    with pytest.raises(Unreadable, match="named: not an image"):
+        image_vectors(model, [*images, ("named", b"no picture")])
 
 
 def test_a_published_split_is_read(tmp_path: Path, model: Flava, tokenizer: Tokenizer) -> None:
@@ -196,7 +196,10 @@ def test_zero_shot_takes_the_nearest_class(tmp_path: Path, model: Flava, tokeniz
         [text_vectors(model, tokenizer, [t.format(name) for t in templates]).mean(0) for name in names]
     )
     paths = [path for name in ("blue", "green", "red") for path in sorted((images / name).iterdir())]
-    near = image_vectors(model, [path.read_bytes() for path in paths]) @ F.normalize(classes, dim=-1).T
+    near = (
+        image_vectors(model, [(path.name, path.read_bytes()) for path in paths])
+        @ F.normalize(classes, dim=-1).T
+    )
     right = (near.argmax(1) == torch.arange(12) // 4).float().mean()
     assert found["accuracy@1"] == pytest.approx(float(right))
     with pytest.raises(BadRequest, match="3 folders and 2 names"):

@@ -1,6 +1,6 @@
 """Each loss alone, and all together, learn one batch of real COCO pairs by heart, from the shards on."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -63,9 +63,11 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batches]:
     )
 
 
-def learned(batches: Batches, *names: str, share: float = 0.1) -> dict[str, float]:
+def learned(
+    batches: Batches, *names: str, share: float = 0.1, watched: Collection[str] = ()
+) -> dict[str, float]:
     """Train on some losses until each has come down to a share of what it was, or so many steps were made.
-    Returns the shares.
+    Returns the shares, also of others that are watched alone.
     """
     torch.manual_seed(1)
     model = Flava(preset("tiny", vocabulary=batches.vocabulary)).train()
@@ -77,20 +79,20 @@ def learned(batches: Batches, *names: str, share: float = 0.1) -> dict[str, floa
             (batches.images, {"mim"}),
             (batches.texts, {"mlm"}),
         )
-        if of & {*names}
+        if of & {*names, *watched}
     ]
     begun: dict[str, float] = {}
     shares: dict[str, float] = {}
     for step in range(STEPS):
         found = {name: loss.mean() for batch in asked for name, loss in model.losses(batch).items()}
-        losses = {name: found[name] for name in names}
-        begun = begun or {name: float(loss.detach()) for name, loss in losses.items()}
-        shares = {name: float(loss.detach()) / begun[name] for name, loss in losses.items()}
-        if max(shares.values()) < share:
+        now = {name: float(found[name].detach()) for name in (*names, *watched)}
+        begun = begun or now
+        shares = {name: loss / begun[name] for name, loss in now.items()}
+        if max(shares[name] for name in names) < share:
             break
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 20)
         optimizer.zero_grad()
-        torch.stack([*losses.values()]).sum().backward()
+        torch.stack([found[name] for name in names]).sum().backward()
         optimizer.step()
     return shares
 
@@ -106,6 +108,14 @@ def test_each_loss_alone_learns_a_batch_by_heart(batches: Batches, name: str) ->
 def test_all_losses_together_learn_a_batch_by_heart(batches: Batches) -> None:
     shares = learned(batches, *LOSSES)
     assert max(shares.values()) < 0.1, shares
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_not_trained_on_is_not_learned(batches: Batches, name: str) -> None:
+    """Each loss teaches what no other one does: without it, its own metric stays where it was."""
+    others = [other for other in LOSSES if other != name]
+    shares = learned(batches, *others, share=0.3, watched=[name])
+    assert max(shares[other] for other in others) < 0.3 and shares[name] > 0.6, shares
 
 
 def test_nothing_there_to_see_cannot_be_learned(batches: Batches) -> None:

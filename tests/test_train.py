@@ -1,6 +1,7 @@
 """The laws of the trainer: an update is that of the whole batch, and a killed run is as if it never was."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import FlavaForPreTraining
 
 import flava_model
 from flava_model import cli
 from flava_model.checkpoint import read_checkpoint
+from flava_model.evals.checkpoints import read_lines
 from flava_model.texts import pack
 from tests.locked import locked, picture
 from tests.training import apart, log_of, prepared, run_of, same, trained, weights_of
@@ -329,3 +332,106 @@ def test_the_command_says_what_is_wrong(config: Path, capsys: pytest.CaptureFixt
     assert "no such file, and no config of ours" in refused("nowhere")
     assert "expected auto" in refused(str(config), "--resume", "yes")
     assert "has no lock.json" in refused(str(config), "pairs.corpus=/tmp/nowhere")
+
+
+def test_a_damaged_sample_and_a_missing_shard_are_named(config: Path, tmp_path: Path) -> None:
+    """In the places of samples there are others, and the run goes on; without a shard it ends."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(config.parent / "corpus", corpus)
+    tar = corpus / "shards" / "cc3m" / "00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5_000] ^= 1
+    tar.write_bytes(data)
+    out = tmp_path / "damaged"
+    where = (f"pairs.corpus={corpus}", f"images.corpus={corpus}", "save.every=100")
+    assert trained(run_of(config, out, *where)) == [0], log_of(out)
+    told = [json.loads(line) for line in (out / "damaged-rank0.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["why"] for line in told} == {
+        "coco-5": "not an image that can be decoded: neither JPEG, PNG nor WebP",
+        "cc3m-51": f"{tar}: an image is not the one that was stored",
+    }
+    assert metrics(out)[-1]["damaged"] == len(told)
+    assert "samples could not be used, and others were in their places: " in log_of(out)
+    tar.unlink()
+    out = tmp_path / "missing"
+    assert trained(run_of(config, out, *where)) == [1]
+    assert f"{tar}: [Errno 2] No such file or directory" in log_of(out)
+
+
+# Evaluation beside the training
+
+
+def evaluated(config: Path) -> tuple[str, ...]:
+    where = (f"evals.retrieval.corpus={config.parent / 'corpus'}", "evals.retrieval.sources=['cc3m']")
+    return (*where, "save.keep=4")
+
+
+def test_checkpoints_are_evaluated_beside_the_training(
+    config: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert trained(run_of(config, out, *evaluated(config))) == [0], log_of(out)
+    assert same(weights_of(out), weights_of(whole)) and losses(out) == losses(whole)
+    lines = read_lines(out)
+    assert lines[-1]["update"] == 12 and "update 12: retrieval text_to_image@1 " in log_of(out)
+    # What it has not come to is made up by the same command, by hand.
+    assert cli.run(["eval", "checkpoints", str(out), "--json"]) == 0
+    made_up = json.loads(capsys.readouterr().out)["evaluated"]
+    assert [line["update"] for line in read_lines(out)] == [4, 8, 12] and len(made_up) == 3 - len(lines)
+    # It says what the command on the trained model says.
+    given = (str(out / "model"), str(config.parent / "corpus"), "--source", "cc3m")
+    assert cli.run(["eval", "retrieval", *given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"ok": True} | lines[-1]["scores"]["retrieval"] == found
+    # And a checkpoint is a model like any other.
+    newest = out / "checkpoints" / "step-00000012"
+    assert cli.run(["export-hf", str(newest), "--out", str(tmp_path / "exported")]) == 0
+    assert same(load_file(tmp_path / "exported" / "model.safetensors"), weights_of(out))
+
+
+def test_training_does_not_wait_for_an_evaluation(config: Path, whole: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", tmp_path / "seen"
+    assert trained(run_of(config, out, *evaluated(config)), before=partial(_stall, out=out, seen=seen)) == [0]
+    assert seen.read_text() == "12 updates, 0 evaluations"
+    assert [line["update"] for line in read_lines(out)] == [12]
+    assert "update 4: left out, as there are newer ones" in (out / "evals.log").read_text()
+
+
+def _stall(rank: int, out: Path, seen: Path) -> None:
+    """Stop the process that evaluates, until the model is there."""
+
+    def watch() -> None:
+        while not (children := _evaluating()):
+            time.sleep(0.001)
+        os.kill(children[0], signal.SIGSTOP)
+        while not (out / "model" / "model.safetensors").exists():
+            time.sleep(0.01)
+        seen.write_text(f"{len(metrics(out))} updates, {len(read_lines(out))} evaluations")
+        os.kill(children[0], signal.SIGCONT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _evaluating() -> list[int]:
+    """Processes that this one has started to evaluate."""
+    started = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+    return [int(pid) for pid in started if b"checkpoints" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_failed_evaluation_does_not_end_the_training(config: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert trained(run_of(config, out, *evaluated(config)), before=_kill_evaluation) == [1]
+    assert same(weights_of(out), weights_of(whole))
+    assert "the evaluation has ended with exit code -9, and training goes on" in log_of(out)
+    # What it cannot be evaluated on is known before it begins.
+    assert trained(run_of(config, tmp_path / "no", "evals.retrieval.corpus=/tmp/nowhere")) == [2]
+    assert "has no lock.json" in log_of(tmp_path / "no") and not (tmp_path / "no").exists()
+
+
+def _kill_evaluation(rank: int) -> None:
+    def watch() -> None:
+        while not (children := _evaluating()):
+            time.sleep(0.001)
+        os.kill(children[0], signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

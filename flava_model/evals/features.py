@@ -16,6 +16,7 @@ from flava_model.inputs import normalised
 from flava_model.models.flava import Flava
 from flava_model.tokens import Tokenizer
 from flava_model.views import Views, see
+from pmd.stream import Damaged
 
 T = TypeVar("T")
 # The whole image, made square, as transformers' and TorchMultimodal's evaluation does; or CLIP's square in
@@ -23,13 +24,13 @@ T = TypeVar("T")
 Shape = Literal["whole", "center"]
 
 
-class Unreadable(ValueError):
+class Unreadable(Damaged):
     """An image that cannot be decoded: an evaluation without it would be another one."""
 
 
 def image_vectors(
     model: Flava,
-    images: Iterable[bytes],
+    images: Iterable[tuple[str, bytes]],
     *,
     of: Callable[[Tensor], Tensor] | None = None,
     shape: Shape = "whole",
@@ -37,19 +38,21 @@ def image_vectors(
     threads: int = 2,
     done: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """A vector for each image: BE, float32, on the CPU. of: what of pixels; by default model.encode_image.
+    """A vector for each image: BE, float32, on the CPU. images: names and bytes. of: what makes it of pixels,
+    by default model.encode_image.
 
     Raises Unreadable.
     """
     of = of or model.encode_image
     views, device = Views((model.config.image_size,), shape, exact=True), _device(model)
 
-    def pixels(image: bytes) -> Tensor:
+    def pixels(named: tuple[str, bytes]) -> Tensor:
+        name, image = named
         view = np.empty((model.config.image_size, model.config.image_size, 3), np.uint8)
         try:
             see(image, views, [view], key=0)
         except ValueError as error:
-            raise Unreadable(str(error)) from None
+            raise Unreadable(f"{name}: {error}; without it this would be another evaluation") from None
         return torch.from_numpy(view).permute(2, 0, 1)
 
     found: list[Tensor] = []

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from flava_model.evals.features import Shape, image_vectors
 from flava_model.evals.zero_shot import labelled
+from flava_model.loose import Folder
 from flava_model.models.flava import Flava
 from pmd.stream import BadRequest, keyed
 
@@ -44,10 +45,10 @@ def linear_probe(
         raise BadRequest(f"{train} and {test} are not of the same classes: {strange[0]} is in one of them")
     whole = len(of_train) + len(of_test)
 
-    def features(folder: object, before: int) -> Tensor:
+    def features(folder: Folder, before: int) -> Tensor:
         return image_vectors(
             model,
-            (folder.item(number)[0] for number in range(len(folder))),  # type: ignore[attr-defined, arg-type]
+            ((folder.key(number), folder.item(number)[0]) for number in range(len(folder))),
             of=lambda pixels: model.image_states(pixels).normed[:, 0],
             shape=shape,
             threads=threads,

@@ -29,15 +29,21 @@ KS = (1, 5, 10)
 class Pairs:
     """Images, each with its texts."""
 
-    read: Callable[[], Iterator[bytes]]  # the images, one after another
+    read: Callable[[], Iterator[tuple[str, bytes]]]  # the images, one after another, with their names
     texts: list[str]
     image_of: list[int]  # of each text
     images: int
 
 
-def of_corpus(corpus: str | Path, *, sources: Sequence[str] = (), most: int | None = None) -> Pairs:
+def of_corpus(
+    corpus: str | Path,
+    *,
+    sources: Sequence[str] = (),
+    overlay: str | None = None,
+    most: int | None = None,
+) -> Pairs:
     """All images of a locked corpus, or the first so many of its shards, with all their kept captions."""
-    stream = Stream(corpus, sources=sources, unit="pairs")
+    stream = Stream(corpus, sources=sources, unit="pairs", overlay=overlay)
     first: list[Any] = []
     texts: list[str] = []
     image_of: list[int] = []
@@ -45,17 +51,18 @@ def of_corpus(corpus: str | Path, *, sources: Sequence[str] = (), most: int | No
         for _, of_image in groupby(stream.shard_visits(number), lambda visit: stream.stored(visit).row):
             if most is not None and len(first) >= most:
                 break
-            visits = [*of_image]
+            # Each caption once, also where an overlay repeats the image.
+            visits = [*{stream.stored(visit).caption: visit for visit in of_image}.values()]
             texts += [stream.captioned(visit).text for visit in visits]
             image_of += [len(first)] * len(visits)
             first.append(visits[0])
 
-    def read() -> Iterator[bytes]:
+    def read() -> Iterator[tuple[str, bytes]]:
         for visit in first:
             sample = visit.read()
             if sample.instead_of is not None:
                 raise Damaged(f"{corpus}: {sample.instead_of} is damaged; `pmd verify` says more")
-            yield sample.image
+            yield sample.key, sample.image
 
     return Pairs(read, texts, image_of, len(first))
 
@@ -72,7 +79,7 @@ def of_split(file: str | Path, photos: str | Path, *, split: str = "test") -> Pa
     paths = [_photo(Path(photos), image) for image in chosen]
     texts = [sentence["raw"] for image in chosen for sentence in image["sentences"]]
     image_of = [number for number, image in enumerate(chosen) for _ in image["sentences"]]
-    return Pairs(lambda: (path.read_bytes() for path in paths), texts, image_of, len(paths))
+    return Pairs(lambda: ((str(path), path.read_bytes()) for path in paths), texts, image_of, len(paths))
 
 
 def _read_split(file: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def zero_shot(
     classes_ce = F.normalize(vectors.mean(1), dim=-1)
     found = image_vectors(
         model,
-        (folder.item(number)[0] for number in range(len(folder))),
+        ((folder.key(number), folder.item(number)[0]) for number in range(len(folder))),
         shape=shape,
         threads=threads,
         done=lambda count: done(count, count / len(folder)),
@@ -61,6 +61,17 @@ def zero_shot(
         "images": float(len(folder)),
         "classes": float(len(names)),
     }
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """Of a text file, without empty ones. Raises BadRequest where there are none."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: {error}") from None
+    if not lines:
+        raise BadRequest(f"{path}: there is not one line in it")
+    return lines
 
 
 def labelled(

@@ -7,7 +7,7 @@ cache.py     shards that lie elsewhere, kept here while they are needed
 feed.py      Stream, or several blended -> batches, where a run stands, and the proof of what it saw
 """
 
-from pmd.errors import BadRequest, Damaged, PmdError, Refused
+from pmd.errors import BadRequest, Busy, Damaged, PmdError, Refused
 from pmd.stream.feed import Batch, Blend, Captioned, Feed, Gather, Proof, Remainder, Source, merged, prove
 from pmd.stream.order import Mix, Order, Places, keyed, keyed_each, mix_of, mixed, tempered
 from pmd.stream.overlay import Overlay, part, without, write_overlay
@@ -17,6 +17,7 @@ __all__ = [
     "BadRequest",
     "Batch",
     "Blend",
+    "Busy",
     "Caption",
     "Captioned",
     "Damage",
