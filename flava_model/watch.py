@@ -11,6 +11,7 @@ Rank 0 writes and shows; each rank has a dog of its own, since the one that hang
 import faulthandler
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -277,15 +278,23 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, run: Run, project: str) -> None:
+    """A run that goes on, goes on there too: its number is kept beside what it writes."""
+
+    def __init__(self, run: Run, out: Path, project: str) -> None:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise BadRequest("watch.wandb: pip install wandb") from None
-        self._run: Any = wandb.init(project=project, name=run.name, config=run.as_json(), resume="allow")
+        known = out / "wandb-id"
+        if not known.exists():
+            known.write_text(secrets.token_hex(4))
+        settings: dict[str, Any] = {"name": run.name, "id": known.read_text(), "config": run.as_json()}
+        self._run: Any = wandb.init(project=project, dir=str(out), resume="allow", **settings)
+        # Over updates, not over calls: evaluations come later than the updates that they are of.
+        self._run.define_metric("*", step_metric="update")
 
     def add(self, told: dict[str, Any]) -> None:
-        self._run.log(dict(_flat(told)), step=told["update"])
+        self._run.log(dict(_flat(told)) | {"update": told["update"]})
 
     def close(self) -> None:
         self._run.finish()
@@ -296,7 +305,7 @@ def _boards(run: Run, out: Path) -> list[Any]:
     if run.watch.tensorboard:
         boards.append(_TensorBoard(out / "tensorboard"))
     if run.watch.wandb:
-        boards.append(_WeightsAndBiases(run, run.watch.wandb))
+        boards.append(_WeightsAndBiases(run, out, run.watch.wandb))
     return boards
 
 

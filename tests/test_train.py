@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import FlavaForPreTraining
 
 import flava_model
@@ -356,6 +357,24 @@ def test_a_damaged_sample_and_a_missing_shard_are_named(config: Path, tmp_path: 
     out = tmp_path / "missing"
     assert trained(run_of(config, out, *where)) == [1]
     assert f"{tar}: [Errno 2] No such file or directory" in log_of(out)
+
+
+def test_tensorboard_has_what_the_metrics_have(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    changes = ("watch.tensorboard=true", *evaluated(config))
+    assert trained(run_of(config, out, *changes)) == [0], log_of(out)
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    for name in ("itm", "mim"):
+        found = [(event.step, event.value) for event in board.Scalars(f"losses/{name}")]
+        lines = [(line["update"], line["losses"][name]) for line in metrics(out) if name in line["losses"]]
+        assert found == [(step, pytest.approx(loss)) for step, loss in lines]
+    (last,) = [line for line in read_lines(out) if line["update"] == 12]
+    found = board.Scalars("evals/retrieval/text_to_image@1")[-1]
+    assert (found.step, found.value) == (
+        12,
+        pytest.approx(last["scores"]["retrieval"]["text_to_image@1"]),
+    )
 
 
 # Evaluation beside the training
