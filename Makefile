@@ -19,7 +19,7 @@ demo: setup  ## build, lock and verify a small drawn corpus, end to end
 	$(RUN) -m tests.demo
 
 test: setup  ## every test, each file in one of two processes: many tests wait, for servers and for time to pass
-	$(RUN) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -21,7 +21,7 @@ from tests.locked import locked, picture
 
 # Forked off a process that has imported all and begun nothing: a process of its own in a tenth of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["flava_model.train", "tests.training"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "flava_model.train", "tests.test_train"])
 
 CONFIG = """
 name = "small"
