@@ -122,7 +122,10 @@ def _mixed(run: Run) -> Mix | None:
     if run.mix.update == "all" or len(run.kinds) == 1:
         return None
     weights = [getattr(run.mix, kind) for kind in run.kinds]
-    return mix_of(weights, seed=keyed(run.seed, _MIX), block=100)
+    try:
+        return mix_of(weights, seed=keyed(run.seed, _MIX), block=100)
+    except ValueError as error:
+        raise BadRequest(f"mix: {error}") from None
 
 
 def _opened(

@@ -354,15 +354,11 @@ class Trainer:
             what, _, parameter = rest.partition(".")
             if kind == "optimizer" and parameter in by_name:
                 like = by_name[parameter]
-                # AdamW counts a parameter's updates in a number of its own, on the CPU unless it is fused.
-                value = torch.zeros_like(like) if what != "step" else self._step_like(like)
+                # AdamW counts a parameter's updates in a number of its own.
+                value = torch.zeros_like(like) if what != "step" else torch.zeros((), device=like.device)
                 self.optimizer.state[like][what] = value
         load(self._tensors())
         self._scaler.load_state_dict(told["scaler"])
-
-    def _step_like(self, parameter: Tensor) -> Tensor:
-        fused = self.optimizer.defaults["fused"]
-        return torch.zeros((), device=parameter.device if fused else "cpu")
 
     def write_model(self) -> None:
         """The trained model, its tokenizer and codebook: a folder that transformers loads. Collective."""
@@ -429,8 +425,7 @@ def _optimizer(run: Run, model: Flava) -> torch.optim.AdamW:
         {"params": [one for one in parameters if decays(one)], "weight_decay": settings.weight_decay},
         {"params": [one for one in parameters if not decays(one)], "weight_decay": 0.0},
     ]
-    fused = parameters[0].device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def keep_memory() -> None:

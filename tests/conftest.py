@@ -1,4 +1,4 @@
-"""Which files come first where several processes share them: those that take minutes, or one would end last."""
+"""Which files come first where several processes share them: those of minutes, or one would be the last."""
 
 import pytest
 
