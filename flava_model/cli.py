@@ -410,6 +410,8 @@ def checkpoints_command(
                 print(checkpoints.in_words(line), flush=True)
     if as_json:
         _print_json({"ok": True, "evaluated": lines})
+    elif not lines:
+        print(f"{folder}: there is no checkpoint that is not in its {checkpoints.LINES}")
 
 
 def _evaluated(model: str, tokenizer: str | None, device: str) -> Any:
