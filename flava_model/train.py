@@ -293,8 +293,8 @@ class Trainer:
         """What becomes of an update whose gradient is not finite: the same on every rank, as the norm is."""
         self._not_finite = 0 if outcome.finite else self._not_finite + 1
         watch = self.run.watch
-        # A scale that is too large is found by trying.
-        if outcome.finite or self._scaler.is_enabled():
+        # A scale that is too large is found by trying, down to none.
+        if outcome.finite or (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
             return
         if watch.not_finite == "stop" or self._not_finite >= watch.not_finite_most:
             raise Diverged(

@@ -8,11 +8,13 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import FlavaForPreTraining
@@ -255,6 +257,37 @@ def test_a_run_goes_on_in_another_world(
     for one, other in zip(losses(out), losses(all_kinds), strict=True):
         assert one == pytest.approx(other, rel=2e-3)
     assert [line["epochs"] for line in metrics(out)] == [line["epochs"] for line in metrics(all_kinds)]
+
+
+def test_half_precision_stays_near_the_whole_one(config: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert trained(run_of(config, out, "precision=bf16")) == [0], log_of(out)
+    assert losses(out)[0] == pytest.approx(losses(whole)[0], rel=2e-2) and losses(out)[0] != losses(whole)[0]
+    for one, other in zip(losses(out), losses(whole), strict=True):
+        assert one == pytest.approx(other, rel=0.15)
+    assert {weight.dtype for weight in weights_of(out).values()} == {torch.float32}
+
+
+def test_the_scale_of_fp16_is_found_by_trying(config: Path, tmp_path: Path) -> None:
+    """It begins at 65,536, far too much for gradients as large as those of this model's first update."""
+    out = tmp_path / "out"
+    assert trained(run_of(config, out, "precision=fp16", "steps=40")) == [0], log_of(out)
+    left_out = [line["not_finite"] for line in metrics(out)]
+    assert left_out[0] == 1 and sum(left_out[-15:]) == 0
+    out = tmp_path / "never"  # where none helps, the run ends
+    changes = ("precision=fp16", "steps=80", "watch.not_finite_most=3")
+    assert trained(run_of(config, out, *changes), before=_break_gradients) == [1]
+    assert "the gradient is not finite" in log_of(out)
+
+
+def _break_gradients(rank: int) -> None:
+    from flava_model import train
+
+    def broken(parameters: Iterable[torch.nn.Parameter]) -> None:
+        first = next(iter(parameters))
+        first.grad = torch.full_like(first, torch.inf)
+
+    train.sum_gradients = broken
 
 
 # What goes wrong
