@@ -86,7 +86,7 @@ def train(run: Run, *, resume: bool = False) -> int:
                 if trainer.step < run.steps:
                     return STOPPED
                 trainer.write_model()
-                watch.trained()
+                watch.trained(trainer.streams)
                 if not evaluation.finished(lambda: stop.asked):
                     return STOPPED
                 watch.evaluated(evaluation.news())

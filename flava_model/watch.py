@@ -11,6 +11,7 @@ Rank 0 writes and shows; each rank has a dog of its own, since the one that hang
 import faulthandler
 import json
 import os
+import platform
 import secrets
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +38,7 @@ from pmd.stream import BadRequest
 if TYPE_CHECKING:
     from flava_model.train import Outcome
 
+_PACKAGES = ("pmd-flava", "torch", "numpy", "opencv-python-headless", "simplejpeg", "tokenizers")
 HUNG = 70  # exit code of a process that its dog has ended
 PLAIN_EVERY_S = 10.0  # a line, where there is no terminal
 
@@ -90,8 +93,15 @@ class Watch:
     def describe(self, described: dict[str, Any]) -> None:
         """Write what decides the run beside what comes of it."""
         if self._first:
-            told = {"config": self._run.as_json(), "commit": _commit()} | described
+            told = {"config": self._run.as_json(), "commit": _commit(), "versions": self._versions()}
+            told |= described
             (self._out / "run.json").write_text(json.dumps(told, indent=2, sort_keys=True))
+
+    def _versions(self) -> dict[str, Any]:
+        told: dict[str, Any] = {name: version(name) for name in _PACKAGES}
+        device = self._world.device
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+        return told | {"python": platform.python_version(), "device": named, "ranks": self._world.size}
 
     def update(self, outcome: "Outcome", streams: Streams) -> None:
         """There was one update more."""
@@ -135,9 +145,12 @@ class Watch:
             for board in self._boards:
                 board.add({"update": line["update"], "evals": line["scores"]})
 
-    def trained(self) -> None:
+    def trained(self, streams: Streams) -> None:
         """There are no updates to come: what may take long now is none of the dog's business."""
         self._dog.stop()
+        if self._first:
+            for kind, timing in streams.timing().items():
+                self._console.print(f"{kind}: {timing.verdict()}", markup=False, soft_wrap=True)
 
     def _told(self, outcome: "Outcome", streams: Streams) -> dict[str, Any]:
         since, elapsed = self._since, self._since.elapsed()
@@ -156,6 +169,7 @@ class Watch:
             "samples_per_s": sum(since.samples.values()) / elapsed,
             "mfu": since.flop / elapsed / (self._peak * self._world.size),
             "waits": waits,
+            "loading": {kind: one.verdict() for kind, one in streams.timing().items()},
             "epochs": streams.epochs(),
             "seconds": elapsed,
         }
@@ -314,7 +328,7 @@ def _flat(told: dict[str, Any]) -> Iterator[tuple[str, float]]:
         if isinstance(value, dict):
             for inner, number in _flat(value):
                 yield f"{name}/{inner}", number
-        elif name != "update":
+        elif name != "update" and not isinstance(value, str):
             yield name, value
 
 

@@ -56,13 +56,19 @@ def test_a_trained_model_is_one_of_transformers(whole: Path) -> None:
     model = flava_model.load(whole / "model")
     assert model.image_codebook is not None
     told = json.loads((whole / "run.json").read_text())
-    assert told["config"]["steps"] == 12 and told["samples"]["pairs"]["root"] and told["tokenizer_sha256"]
+    assert (
+        told["versions"]["torch"]
+        and told["config"]["steps"] == 12
+        and told["samples"]["pairs"]["root"]
+        and told["tokenizer_sha256"]
+    )
     found = metrics(whole)
     assert [line["update"] for line in found] == [*range(1, 13)]
     assert {name for line in found for name in line["losses"]} == {
         *("mim", "mmm_image", "mmm_text", "itm", "global_contrastive")
     }
     assert all(0 <= share <= 1 for line in found for share in line["right"].values())
+    assert "-bound: the model waits" in found[-1]["loading"]["pairs"]
 
 
 def test_killed_at_any_of_fifty_moments_and_resumed_it_is_the_same(config: Path, tmp_path: Path) -> None:
