@@ -490,7 +490,14 @@ def _stall(rank: int, out: Path, seen: Path) -> None:
 def _evaluating() -> list[int]:
     """Processes that this one has started to evaluate."""
     started = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
-    return [int(pid) for pid in started if b"checkpoints" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in started if b"checkpoints" in _command_line(pid)]
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 def test_a_failed_evaluation_does_not_end_the_training(config: Path, whole: Path, tmp_path: Path) -> None:
