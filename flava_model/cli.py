@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -291,7 +293,6 @@ def retrieval_command(
     verbose: Verbose = False,
 ) -> None:
     from flava_model.evals import retrieval
-    from flava_model.progress import Progress
 
     if (corpus is None) == (split_file is None) or (split_file is None) != (photos is None):
         raise BadRequest("give a CORPUS, or --split-file and --photos")
@@ -301,16 +302,7 @@ def retrieval_command(
         assert split_file is not None and photos is not None
         pairs = retrieval.of_split(split_file, photos, split=split)
     loaded, words = _evaluated(model, tokenizer, device)
-    with Progress("retrieval", "images") as progress:
-        found = retrieval.retrieval(
-            loaded,
-            words,
-            pairs,
-            shape="center" if center else "whole",
-            threads=threads or len(os.sched_getaffinity(0)),
-            done=progress.show,
-        )
-    _print_scores(found, as_json)
+    _score("retrieval", partial(retrieval.retrieval, loaded, words, pairs), center, threads, as_json)
 
 
 @evals.command("zero-shot", help="Classify a folder of images, one a class, by descriptions of the classes.")
@@ -331,21 +323,17 @@ def zero_shot_command(
     verbose: Verbose = False,
 ) -> None:
     from flava_model.evals import zero_shot
-    from flava_model.progress import Progress
 
     loaded, words = _evaluated(model, tokenizer, device)
-    with Progress("zero-shot", "images") as progress:
-        found = zero_shot.zero_shot(
-            loaded,
-            words,
-            images,
-            names=zero_shot.lines_of(names) if names else None,
-            templates=zero_shot.lines_of(templates) if templates else zero_shot.TEMPLATES,
-            shape="center" if center else "whole",
-            threads=threads or len(os.sched_getaffinity(0)),
-            done=progress.show,
-        )
-    _print_scores(found, as_json)
+    evaluate = partial(
+        zero_shot.zero_shot,
+        loaded,
+        words,
+        images,
+        names=zero_shot.lines_of(names) if names else None,
+        templates=zero_shot.lines_of(templates) if templates else zero_shot.TEMPLATES,
+    )
+    _score("zero-shot", evaluate, center, threads, as_json)
 
 
 @evals.command("linear-probe", help="A linear classifier on the frozen image encoder.")
@@ -361,18 +349,9 @@ def linear_probe_command(
 ) -> None:
     from flava_model import weights
     from flava_model.evals import linear_probe
-    from flava_model.progress import Progress
 
-    with Progress("linear-probe", "images") as progress:
-        found = linear_probe.linear_probe(
-            weights.load(model).to(device),
-            train,
-            test,
-            shape="center" if center else "whole",
-            threads=threads or len(os.sched_getaffinity(0)),
-            done=progress.show,
-        )
-    _print_scores(found, as_json)
+    evaluate = partial(linear_probe.linear_probe, weights.load(model).to(device), train, test)
+    _score("linear-probe", evaluate, center, threads, as_json)
 
 
 @evals.command("checkpoints", help="What a run has saved, as its [evals] says; into its evals.jsonl.")
@@ -421,6 +400,21 @@ def _evaluated(model: str, tokenizer: str | None, device: str) -> Any:
     if words is None:
         raise BadRequest(f"{model}: there is no tokenizer beside the model; give --tokenizer")
     return weights.load(model).to(device), words
+
+
+def _score(
+    name: str, evaluate: Callable[..., dict[str, float]], center: bool, threads: int | None, as_json: bool
+) -> None:
+    """Evaluate as the options say that all evaluations have, and print what was found."""
+    from flava_model.progress import Progress
+
+    with Progress(name, "images") as progress:
+        found = evaluate(
+            shape="center" if center else "whole",
+            threads=threads or len(os.sched_getaffinity(0)),
+            done=progress.show,
+        )
+    _print_scores(found, as_json)
 
 
 def _print_scores(found: dict[str, float], as_json: bool) -> None:
