@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from flava_model import cli, weights
+from flava_model.errors import WrongInput
+from flava_model.evals.checkpoints import evaluate_checkpoints
 from flava_model.evals.features import Unreadable, image_vectors, text_vectors
 from flava_model.evals.linear_probe import fit, linear_probe, sweep
 from flava_model.evals.retrieval import of_corpus, of_split, recalls, retrieval
@@ -209,6 +211,28 @@ def test_zero_shot_takes_the_nearest_class(tmp_path: Path, model: Flava, tokeniz
     (images / "stray.png").write_bytes(paths[0].read_bytes())
     with pytest.raises(BadRequest, match=r"stray\.png is in no class's folder"):
         zero_shot(model, tokenizer, images)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_left_out(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"name": "n", "out": "o", "steps": 4, "tokenizer": "hub:none", "images": {"folder": "x"}}
+    evals = {"retrieval": {"corpus": str(corpus)}}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config | {"evals": evals}}))
+    monkeypatch.setattr("flava_model.evals.checkpoints.load_tokenizer", lambda *_, **__: None)
+    there = tmp_path / "checkpoints" / "step-00000004"
+    there.mkdir(parents=True)
+    with pytest.raises(WrongInput, match="expected model"):  # it stays, and is none
+        next(evaluate_checkpoints(tmp_path))
+    load = weights.load
+
+    def gone(path: Path) -> Flava:
+        path.rmdir()
+        return load(path)
+
+    monkeypatch.setattr(weights, "load", gone)
+    assert [*evaluate_checkpoints(tmp_path)] == []
+    assert "update 4: left out, as its checkpoint is no more" in capsys.readouterr().err
 
 
 def test_the_commands_evaluate(

@@ -22,6 +22,7 @@ from typing import Any
 
 from flava_model.config import EvalsSpec, Run, changed_run
 from flava_model.distributed import World
+from flava_model.errors import WrongInput
 from flava_model.evals.linear_probe import linear_probe
 from flava_model.evals.retrieval import of_corpus, of_split, retrieval
 from flava_model.evals.zero_shot import TEMPLATES, lines_of, zero_shot
@@ -116,9 +117,12 @@ def evaluate_checkpoints(
                 begun = time.monotonic()
                 try:
                     model = weights.load(there[step]).to(run.evals.device)
-                except Damaged as error:
-                    gone = "is no more" if not there[step].exists() else "is damaged"
-                    print(f"update {step:,}: left out, as its checkpoint {gone}: {error}", file=sys.stderr)
+                except (Damaged, WrongInput, OSError) as error:
+                    gone = not there[step].exists()  # at any moment, when newer ones came
+                    if not gone and not isinstance(error, Damaged):
+                        raise
+                    why = "is no more" if gone else "is damaged"
+                    print(f"update {step:,}: left out, as its checkpoint {why}: {error}", file=sys.stderr)
                     continue
                 scores = {
                     name: evaluation(
